@@ -1,1 +1,48 @@
-"""tenfold."""
+"""tenfold: methods for single-cell and spatial transcriptomics behind one interface, judged on your own data.
+
+Nothing heavy is imported here: torch, Scanpy and the methods load on first use.
+"""
+
+from __future__ import annotations
+
+import importlib
+from importlib.metadata import PackageNotFoundError, version
+from typing import TYPE_CHECKING, Any
+
+from tenfold import errors
+
+if TYPE_CHECKING:
+    from tenfold import data, denoise, embed, generate, integrate, metrics
+    from tenfold.catalog import load, method, methods, run
+    from tenfold.compare import compare
+
+try:
+    __version__ = version("tenfold")
+except PackageNotFoundError:  # a source tree on the path that was never installed
+    __version__ = "0+unknown"
+
+_FUNCTIONS = {
+    "compare": "tenfold.compare",
+    "load": "tenfold.catalog",
+    "method": "tenfold.catalog",
+    "methods": "tenfold.catalog",
+    "run": "tenfold.catalog",
+}
+_MODULES = ("data", "denoise", "embed", "generate", "integrate", "metrics")
+
+__all__ = [  # noqa: RUF022  (verbs first)
+    "methods", "method", "run", "compare", "load",
+    "data", "denoise", "embed", "generate", "integrate", "metrics", "errors",
+]  # fmt: skip
+
+
+def __getattr__(name: str) -> Any:
+    if name in _FUNCTIONS:
+        return getattr(importlib.import_module(_FUNCTIONS[name]), name)
+    if name in _MODULES:
+        return importlib.import_module(f"tenfold.{name}")
+    raise AttributeError(f"module 'tenfold' has no attribute '{name}'{errors.closest(name, __all__)}")
+
+
+def __dir__() -> list[str]:
+    return sorted([*__all__, "__version__"])

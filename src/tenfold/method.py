@@ -1,0 +1,383 @@
+"""The base of every method: data roles, fit, results in documented slots, save and load.
+
+A method is a class whose annotated attributes are its hyper-parameters, which implements ``_fit`` and one or more
+capabilities (`Embedder`, `Grapher`, ...). Attributes whose names end in an underscore are its fitted state: `save`
+stores them all. See CONTRIBUTING for the ten lines on adding one.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import warnings
+from abc import ABC, abstractmethod
+from collections.abc import Iterable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, ClassVar
+
+from tenfold.errors import DataError, NotFittedError, RoleError, closest
+from tenfold.parameters import Configured, param
+from tenfold.types import Readiness, RunOptions
+
+if TYPE_CHECKING:
+    import numpy as np
+    from anndata import AnnData
+    from scipy import sparse
+
+    from tenfold.data.inputs import Inputs
+
+__all__ = [
+    "ROLES", "TASKS", "Clusterer", "Corrector", "Denoiser", "Embedder", "Generator", "Grapher", "Method", "MethodInfo",
+    "param",
+]  # fmt: skip
+
+#: Every data role: a keyword of ``fit``, ``run`` and ``compare`` that names a column, a key or an object.
+ROLES: dict[str, str] = {
+    "layer": "layer with raw counts (default: X)",
+    "batch": "obs column with the batch of each cell",
+    "labels": "obs column with cell types",
+    "sample": "obs column with the sample or slice",
+    "spatial": "obsm key with coordinates",
+    "use_rep": "obsm key of an embedding to start from, instead of the default preprocessing",
+    "key_added": "name to write results under, instead of the method's",
+    "size_factor": "obs column with a size factor for each cell",
+    "categorical_covariates": "obs columns with further categorical covariates",
+    "continuous_covariates": "obs columns with continuous covariates",
+}
+_ALWAYS_ACCEPTED = ("layer", "key_added")
+
+
+@dataclass(frozen=True, kw_only=True)
+class MethodInfo:
+    """What the catalog, the docs and `compare` know of a method.
+
+    Attributes
+    ----------
+    title
+        The field's spelling of the name.
+    tasks
+        Tasks that it serves; the first is the folder it lives in.
+    family
+        Kind of model, e.g. ``"classical"`` or ``"deep"``.
+    year, doi
+        Of the publication.
+    needs, accepts
+        Data roles that must, or may, be given (beside ``layer`` and ``key_added``).
+    gives
+        What it produces, in words of the catalog (``"embedding"``, ``"graph"``, ``"expression"``, ...).
+    stochastic
+        Whether the seed changes the result.
+    sees_labels
+        Whether it is shown the labels it may be scored on; such methods are ranked apart.
+    readiness
+        The review's verdict, overridden only by our own measurements.
+    advice
+        When to use it, in one sentence.
+    """
+
+    title: str
+    tasks: tuple[str, ...]
+    family: str
+    year: int
+    doi: str
+    gives: tuple[str, ...]
+    readiness: Readiness
+    advice: str
+    needs: tuple[str, ...] = ()
+    accepts: tuple[str, ...] = ()
+    stochastic: bool = True
+    sees_labels: bool = False
+
+
+class Method(metaclass=Configured):
+    """Base class: hyper-parameters in the constructor, data in `fit`, results by `write`."""
+
+    info: ClassVar[MethodInfo]
+    #: The task whose slots `write` fills; the catalog sets it when a method is created by task and name.
+    task: ClassVar[str] = ""
+
+    @classmethod
+    def name(cls) -> str:
+        """Return the catalog name, which is the name of the method's file."""
+        return cls.__module__.rpartition(".")[2]
+
+    @property
+    def parameters(self) -> dict[str, Any]:
+        """Hyper-parameters by name."""
+        return {field.name: getattr(self, field.name) for field in dataclasses.fields(self)}  # type: ignore[arg-type]
+
+    def __repr__(self) -> str:
+        shown = ", ".join(f"{name}={value!r}" for name, value in self.parameters.items())
+        return f"{type(self).__name__}({shown})"
+
+    # ---- fit -------------------------------------------------------------------------------------------------------
+
+    def fit(self, adata: AnnData, *, progress: bool = True, checkpoint: str | Path | None = None, **roles: Any):
+        """Fit to `adata`, which is not changed.
+
+        Parameters
+        ----------
+        adata
+            Cells × genes, raw counts in X or in the layer named by ``layer``.
+        progress
+            Show a progress bar on work that takes over a second.
+        checkpoint
+            Folder for training state; an interrupted training resumes from it.
+        **roles
+            Data roles (``batch="batch"``, ``labels="cell_type"``, ...); see ``tenfold.method.ROLES``.
+
+        Returns
+        -------
+        The fitted method itself.
+
+        Raises
+        ------
+        RoleError
+            A role is missing, unknown, or not taken by this method.
+        DataError
+            The data cannot be used as given; the message says why and what to do.
+        """
+        from tenfold.data.inputs import Inputs
+        from tenfold.engine.meter import Meter
+
+        roles = self._checked_roles(roles)
+        options = RunOptions(progress, None if checkpoint is None else str(checkpoint))
+        with warnings.catch_warnings(record=True) as caught, Meter() as meter:
+            warnings.simplefilter("always", UserWarning)
+            data = Inputs(adata, roles, options, needed=self.info.needs)
+            self._fit(data)
+        messages = list(dict.fromkeys(str(w.message) for w in caught if issubclass(w.category, UserWarning)))
+        for record in caught:
+            warnings.warn_explicit(record.message, record.category, record.filename, record.lineno)
+        self.roles_ = {role: value for role, value in roles.items() if isinstance(value, (str, list, tuple))}
+        self.cells_ = data.digest
+        self.run_ = {"seconds": meter.seconds, "peak_memory_mb": meter.peak_memory_mb, "warnings": messages}
+        return self
+
+    @abstractmethod
+    def _fit(self, data: Inputs) -> None:
+        """Compute the fitted state from checked inputs."""
+
+    def _checked_roles(self, given: dict[str, Any]) -> dict[str, Any]:
+        taken = (*self.info.needs, *self.info.accepts, *_ALWAYS_ACCEPTED)
+        roles = {role: value for role, value in given.items() if value is not None}
+        for role in roles:
+            if role not in ROLES:
+                raise RoleError(f"'{role}' is not a data role.{closest(role, ROLES)} Roles are: {', '.join(ROLES)}.")
+            if role not in taken:
+                raise RoleError(
+                    f"{self.info.title} does not use '{role}'; it takes {', '.join(dict.fromkeys(taken))}. "
+                    f"Leave {role}= out."
+                )
+        for role in self.info.needs:
+            if role not in roles:
+                raise RoleError(f"{self.info.title} needs {role}=...: the {ROLES[role]}.")
+        return roles
+
+    # ---- results ---------------------------------------------------------------------------------------------------
+
+    def write(self, adata: AnnData, task: str | None = None) -> None:
+        """Write the results for `task` into the documented slots of `adata`, with their provenance.
+
+        Parameters
+        ----------
+        adata
+            The AnnData (same cells, same order) that the method was fitted on.
+        task
+            Which of the method's tasks; default the one it was created for.
+
+        Raises
+        ------
+        NotFittedError
+            Before `fit`.
+        DataError
+            If `adata` does not hold the fitted cells.
+        """
+        from tenfold.data.inputs import digest_of
+
+        self._check_fitted()
+        if digest_of(adata) != self.cells_:
+            raise DataError(
+                f"This {self.info.title} was fitted on other cells than the {adata.n_obs} given here. "
+                "Write into the AnnData that was given to fit, with the same cells in the same order."
+            )
+        task = task or self.task or self.info.tasks[0]
+        if task not in self.info.tasks:
+            raise RoleError(f"{self.info.title} does not serve '{task}'; it serves {', '.join(self.info.tasks)}.")
+        key = self.roles_.get("key_added", self.name())
+        for capability in TASKS[task].capabilities:
+            if isinstance(self, capability):
+                capability._write(self, adata, key)
+        runs = dict(adata.uns.get("tenfold", {}))
+        runs[key] = self.provenance(task)
+        adata.uns["tenfold"] = runs
+
+    def provenance(self, task: str) -> dict[str, Any]:
+        """Return what is stored of a run in ``uns["tenfold"]``: plain values that every h5ad file can hold."""
+        import json
+
+        from tenfold import __version__
+
+        return {
+            "method": self.name(),
+            "task": task,
+            "parameters": json.dumps(self.parameters),
+            "roles": json.dumps(self.roles_),
+            "seed": getattr(self, "seed", -1),
+            "version": __version__,
+            "seconds": self.run_["seconds"],
+            "peak_memory_mb": self.run_["peak_memory_mb"],
+            "warnings": json.dumps(self.run_["warnings"]),
+            "doi": self.info.doi,
+        }
+
+    def _check_fitted(self) -> None:
+        if not hasattr(self, "run_"):
+            raise NotFittedError(f"This {self.info.title} has not been fitted: call .fit(adata, ...) first.")
+
+    def _require_fitted_cells(self, adata: AnnData | None) -> None:
+        """Refuse cells that were not in the fit; for methods that cannot project new ones."""
+        from tenfold.data.inputs import digest_of
+
+        self._check_fitted()
+        if adata is not None and digest_of(adata) != self.cells_:
+            raise DataError(
+                f"{self.info.title} cannot place cells that it was not fitted on. "
+                "Fit it on all cells together, or use a method that projects new cells (e.g. scvi, pca)."
+            )
+
+    # ---- save and load ---------------------------------------------------------------------------------------------
+
+    def _build(self) -> Any:
+        """Return an untrained ``net_`` of the fitted shape; methods that have a network override this."""
+        raise DataError(f"{self.info.title} has no network to rebuild; the saved folder is damaged.")
+
+    def save(self, folder: str | Path) -> Path:
+        """Save to `folder` as safetensors and JSON. An earlier tenfold model there is replaced, nothing else is.
+
+        Raises
+        ------
+        NotFittedError
+            Before `fit`.
+        FileFormatError
+            If `folder` exists and holds something else.
+        """
+        from tenfold import __version__
+        from tenfold.data.store import write_folder
+
+        self._check_fitted()
+        state = {name: value for name, value in vars(self).items() if name.endswith("_") and not name.startswith("_")}
+        if "net_" in state:
+            state["net_"] = {k: v.detach().cpu().numpy() for k, v in state["net_"].state_dict().items()}
+        head = {"method": self.name(), "task": self.task, "version": __version__, "parameters": self.parameters}
+        return write_folder(Path(folder), head, state)
+
+    def _restore(self, state: dict[str, Any]) -> None:
+        network = state.pop("net_", None)
+        for name, value in state.items():
+            setattr(self, name, value)
+        if network is not None:
+            import torch
+
+            self.net_ = self._build()
+            self.net_.load_state_dict({k: torch.as_tensor(v) for k, v in network.items()})
+            self.net_.eval()
+
+
+# ---- capabilities: what a method can give, and the slots it goes to ----------------------------------------------------
+
+
+class Embedder(ABC):
+    """Gives low-dimensional coordinates of cells: ``obsm["X_<m>"]``."""
+
+    @abstractmethod
+    def embed(self, adata: AnnData | None = None) -> np.ndarray:
+        """Return coordinates, shape (n_cells, n_latent), float32; ``None`` means the fitted cells."""
+
+    def _write(self, adata: AnnData, key: str) -> None:
+        adata.obsm[f"X_{key}"] = self.embed()
+
+
+class Clusterer(ABC):
+    """Gives clusters: ``obs["<m>"]``."""
+
+    @abstractmethod
+    def cluster(self) -> np.ndarray:
+        """Return the cluster of each fitted cell, integers from 0 (largest), shape (n_cells,)."""
+
+    def _write(self, adata: AnnData, key: str) -> None:
+        import pandas as pd
+
+        labels = self.cluster()
+        levels = [str(level) for level in range(int(labels.max()) + 1)]
+        adata.obs[key] = pd.Categorical.from_codes(labels, categories=levels)
+
+
+class Grapher(ABC):
+    """Gives a neighbour graph: ``obsp["<m>_distances"]``, ``obsp["<m>_connectivities"]``."""
+
+    @abstractmethod
+    def graph(self) -> tuple[sparse.csr_matrix, sparse.csr_matrix]:
+        """Return distances and connectivities, each sparse (n_cells, n_cells)."""
+
+    def _write(self, adata: AnnData, key: str) -> None:
+        distances, connectivities = self.graph()
+        adata.obsp[f"{key}_distances"] = distances
+        adata.obsp[f"{key}_connectivities"] = connectivities
+        # The entry by which Scanpy's tools find a graph: sc.tl.umap(adata, neighbors_key="<m>").
+        adata.uns[key] = {
+            "distances_key": f"{key}_distances",
+            "connectivities_key": f"{key}_connectivities",
+            "params": {"method": "umap"},
+        }
+
+
+class Corrector(ABC):
+    """Gives batch-corrected expression: ``layers["<m>"]``."""
+
+    @abstractmethod
+    def correct(self) -> np.ndarray:
+        """Return corrected log-expression of the fitted cells, dense (n_cells, n_genes), float32."""
+
+    def _write(self, adata: AnnData, key: str) -> None:
+        adata.layers[key] = self.correct()
+
+
+class Denoiser(ABC):
+    """Gives denoised expression: ``layers["<m>"]``."""
+
+    @abstractmethod
+    def denoise(self, adata: AnnData | None = None) -> np.ndarray:
+        """Return denoised expression, (n_cells, n_genes), float32, genes that the model left out as NaN."""
+
+    def _write(self, adata: AnnData, key: str) -> None:
+        adata.layers[key] = self.denoise()
+
+
+class Generator(ABC):
+    """Gives synthetic cells: a new AnnData, marked in ``obs["synthetic"]``."""
+
+    @abstractmethod
+    def sample(self, n: int) -> AnnData:
+        """Return `n` synthetic cells with integer counts."""
+
+    def _write(self, adata: AnnData, key: str) -> None:
+        """Synthetic cells are never mixed into the user's data; ask for them with ``sample``."""
+
+
+@dataclass(frozen=True)
+class TaskInfo:
+    """A task of the catalog: its title and the capabilities whose results `write` stores."""
+
+    title: str
+    capabilities: tuple[type, ...]
+
+
+TASKS: dict[str, TaskInfo] = {
+    "embed": TaskInfo("Embedding and clustering of cells", (Embedder, Clusterer)),
+    "integrate": TaskInfo("Integration of batches", (Embedder, Grapher, Corrector)),
+    "denoise": TaskInfo("Denoising of expression", (Denoiser,)),
+    "generate": TaskInfo("Generation of synthetic cells", (Generator,)),
+}
+
+
