@@ -1,0 +1,136 @@
+"""Sparse minibatches: CSR rows as tensors, gathered without SciPy's fancy indexing and never densified unasked."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+import numba
+import numpy as np
+import torch
+from torch import Tensor
+
+if TYPE_CHECKING:
+    from scipy import sparse
+
+
+@dataclass(frozen=True)
+class SparseRows:
+    """Rows of a CSR matrix as tensors.
+
+    Attributes
+    ----------
+    indptr
+        Where each row starts in `indices` and `values`, shape (n_rows + 1,), int64.
+    indices
+        Column of each stored entry, shape (n_stored,), int64.
+    values
+        Stored entries, shape (n_stored,), float32 (float64 in tests).
+    n_columns
+        Width of the matrix.
+    """
+
+    indptr: Tensor
+    indices: Tensor
+    values: Tensor
+    n_columns: int
+
+    def __len__(self) -> int:
+        return self.indptr.shape[0] - 1
+
+    @property
+    def shape(self) -> tuple[int, int]:
+        """Number of rows and of columns."""
+        return len(self), self.n_columns
+
+    @property
+    def device(self) -> torch.device:
+        """Device of the tensors."""
+        return self.values.device
+
+    def row_index(self) -> Tensor:
+        """Return the row of each stored entry, shape (n_stored,), int64."""
+        rows = torch.arange(len(self), device=self.device)
+        return torch.repeat_interleave(rows, self.indptr.diff(), output_size=self.values.shape[0])
+
+    def with_values(self, values: Tensor) -> SparseRows:
+        """Return the same pattern with other `values`, shape (n_stored,)."""
+        return SparseRows(self.indptr, self.indices, values, self.n_columns)
+
+    def to(self, device: torch.device | str, non_blocking: bool = False) -> SparseRows:
+        """Return a copy on `device`."""
+        moved = (part.to(device, non_blocking=non_blocking) for part in (self.indptr, self.indices, self.values))
+        return SparseRows(*moved, self.n_columns)
+
+    def dense(self) -> Tensor:
+        """Return the rows as a dense tensor, shape (n_rows, n_columns)."""
+        out = torch.zeros(self.shape, dtype=self.values.dtype, device=self.device)
+        if self.device.type == "cpu":
+            _scatter(self.indptr.numpy(), self.indices.numpy(), self.values.detach().numpy(), out.numpy())
+        else:
+            out[self.row_index(), self.indices] = self.values
+        return out
+
+    def sum(self, dim: int = 1) -> Tensor:
+        """Return row sums (``dim=1``, shape (n_rows,)) or column sums (``dim=0``, shape (n_columns,))."""
+        target = self.row_index() if dim == 1 else self.indices
+        out = torch.zeros(self.shape[1 - dim], dtype=self.values.dtype, device=self.device)
+        return out.index_add_(0, target, self.values)
+
+
+def take_rows(matrix: sparse.csr_matrix, index: np.ndarray) -> SparseRows:
+    """Gather rows of a CSR matrix into a minibatch.
+
+    Parameters
+    ----------
+    matrix
+        CSR matrix, shape (n, n_columns).
+    index
+        Rows wanted, in this order and possibly repeated, integers in ``range(n)``, shape (b,).
+
+    Returns
+    -------
+    `SparseRows` of `b` rows; values are float64 for a float64 matrix, float32 for any other.
+
+    Raises
+    ------
+    IndexError
+        If an index is outside ``range(n)``.
+    """
+    index = np.ascontiguousarray(index, dtype=np.int64)
+    if index.size and (index.min() < 0 or index.max() >= matrix.shape[0]):
+        raise IndexError(f"Row {index.max()} (or a negative one) asked of a matrix of {matrix.shape[0]} rows.")
+    values = matrix.data if matrix.data.dtype in (np.float32, np.float64) else matrix.data.astype(np.float32)
+    parts = _gather(matrix.indptr, matrix.indices, values, index)
+    return SparseRows(*(torch.from_numpy(part) for part in parts), matrix.shape[1])
+
+
+def all_rows(matrix: sparse.csr_matrix) -> SparseRows:
+    """Return every row of `matrix`, in order; see `take_rows`."""
+    return take_rows(matrix, np.arange(matrix.shape[0]))
+
+
+@numba.njit(cache=True, nogil=True)
+def _gather(indptr, indices, values, index):  # pragma: no cover  (compiled)
+    b = index.shape[0]
+    out_indptr = np.empty(b + 1, np.int64)
+    out_indptr[0] = 0
+    for i in range(b):
+        row = index[i]
+        out_indptr[i + 1] = out_indptr[i] + (indptr[row + 1] - indptr[row])
+    out_indices = np.empty(out_indptr[b], np.int64)
+    out_values = np.empty(out_indptr[b], values.dtype)
+    for i in range(b):
+        start = indptr[index[i]]
+        target = out_indptr[i]
+        for k in range(out_indptr[i + 1] - target):
+            out_indices[target + k] = indices[start + k]
+            out_values[target + k] = values[start + k]
+    return out_indptr, out_indices, out_values
+
+
+@numba.njit(cache=True, nogil=True)
+def _scatter(indptr, indices, values, out):  # pragma: no cover  (compiled)
+    for i in range(indptr.shape[0] - 1):
+        for k in range(indptr[i], indptr[i + 1]):
+            out[i, indices[k]] = values[k]
