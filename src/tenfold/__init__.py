@@ -6,6 +6,8 @@ Nothing heavy is imported here: torch, Scanpy and the methods load on first use.
 from __future__ import annotations
 
 import importlib
+import sys
+import types
 from importlib.metadata import PackageNotFoundError, version
 from typing import TYPE_CHECKING, Any
 
@@ -46,3 +48,18 @@ def __getattr__(name: str) -> Any:
 
 def __dir__() -> list[str]:
     return sorted([*__all__, "__version__"])
+
+
+class _Package(types.ModuleType):
+    """Keeps ``tf.method`` and ``tf.compare`` the functions, although files of the same names exist.
+
+    Importing ``tenfold.method`` makes Python set that attribute of this package to the module; that one assignment
+    is ignored. ``from tenfold.method import Method`` is not affected.
+    """
+
+    def __setattr__(self, name: str, value: object) -> None:
+        if not (name in _FUNCTIONS and isinstance(value, types.ModuleType)):
+            super().__setattr__(name, value)
+
+
+sys.modules[__name__].__class__ = _Package

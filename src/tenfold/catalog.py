@@ -133,7 +133,7 @@ def run(
     """
     cls = find(task, name)
     params = dict(params or {})
-    if seed is not None and cls.info.stochastic:
+    if seed is not None and "seed" in cls.parameter_names():
         params["seed"] = seed
     created = method(task, name, **params)
     created.fit(adata, progress=progress, checkpoint=checkpoint, **roles)

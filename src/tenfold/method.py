@@ -101,6 +101,11 @@ class Method(metaclass=Configured):
         """Return the catalog name, which is the name of the method's file."""
         return cls.__module__.rpartition(".")[2]
 
+    @classmethod
+    def parameter_names(cls) -> list[str]:
+        """Return the names of the hyper-parameters."""
+        return [field.name for field in dataclasses.fields(cls)]  # type: ignore[arg-type]
+
     @property
     def parameters(self) -> dict[str, Any]:
         """Hyper-parameters by name."""

@@ -1,0 +1,330 @@
+"""`compare`: check, plan, run each method in its own process, collect."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import platform
+import shutil
+from collections.abc import Iterable, Sequence
+from contextlib import contextmanager
+from dataclasses import asdict
+from datetime import UTC, datetime
+from importlib.metadata import version
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import psutil
+from anndata import AnnData
+
+from tenfold import __version__, catalog
+from tenfold.compare.files import write_json, write_tensors
+from tenfold.compare.jobs import Outcome, default_memory_limit, run_job
+from tenfold.compare.results import Comparison, collect
+from tenfold.compare.tasks import compared_task
+from tenfold.compare.worker import Job, empty_record
+from tenfold.data.inputs import Inputs
+from tenfold.data.read import write_h5ad
+from tenfold.errors import DataError, ParameterError, RoleError, closest
+from tenfold.task import ComparedTask
+
+if TYPE_CHECKING:
+    from rich.console import Console
+
+MAX_SHOWN = 50_000
+_VERSIONS = ("numpy", "scipy", "pandas", "anndata", "scanpy", "scikit-learn", "torch", "numba")
+
+
+def compare(
+    task: str,
+    adata: AnnData,
+    methods: str | Sequence[str] = "recommended",
+    *,
+    out: str | Path,
+    seeds: int | Iterable[int] = 3,
+    params: dict[str, dict[str, Any]] | None = None,
+    timeout: float | None = None,
+    memory_gb: float | None = None,
+    controls: bool = True,
+    resume: bool = False,
+    overwrite: bool = False,
+    name: str = "AnnData in memory",
+    console: Console | None = None,
+    **roles: str,
+) -> Comparison:
+    """Run methods on your data, score them, test them with controls, and say which to trust.
+
+    Parameters
+    ----------
+    task
+        What to compare, e.g. ``"integrate"``.
+    adata
+        Cells × genes with raw counts in X or in ``layer``; not changed.
+    methods
+        Names, ``"recommended"`` or ``"all"``. The task's baseline is always run beside them.
+    out
+        Folder for ``scores.csv``, ``runs/``, ``compare.json`` and ``report.html``.
+    seeds
+        Number of seeds, or the seeds themselves. Methods without a seed run once.
+    params
+        Hyper-parameters by method name.
+    timeout
+        Seconds that one run may take, controls included.
+    memory_gb
+        Memory that one run may take, in GiB; default 80 % of what is free.
+    controls
+        Also run the task's controls (each refits the method on at most 3,000 cells; first seed only).
+    resume
+        Continue a comparison of the same data in `out`; runs that are done are kept.
+    overwrite
+        Replace an earlier comparison in `out`.
+    name
+        How the report calls the data.
+    console
+        Rich console for progress; None shows progress only in a terminal.
+    **roles
+        Data roles (``batch=``, ``labels=``, ``layer=``, ...).
+
+    Returns
+    -------
+    Scores, runs, ranking and recommendation, all of it stored in `out`.
+
+    Raises
+    ------
+    DataError, ParameterError, RoleError
+        Before any run starts, where the data, a name or a role cannot be used. A method that fails while running is a
+        row of the result, not an error.
+    """
+    judge = compared_task(task)
+    roles = _checked_roles(judge, roles)
+    plan = _plan(judge, methods, seeds, params or {})
+    prepared = _prepared(adata, judge, roles)
+    kept_roles = {role: key for role, key in roles.items() if role != "layer"}
+    head = _head(task, name, prepared, kept_roles, roles, plan)
+    directory = _open_directory(Path(out), head["fingerprint"], resume, overwrite)
+    work = directory / ".work"
+    work.mkdir(exist_ok=True)
+    try:
+        with _progress(console, sum(map(len, plan.values())) + 1) as tell:
+            tell("reading the data", 0)
+            write_h5ad(prepared, work / "data.h5ad")
+            _write_cells(directory, prepared, kept_roles)
+            tell("is there anything to correct?", 0)
+            assessment = judge.assess(prepared, kept_roles, 0)
+            tell("assessed", 1)
+            limits = {"timeout": timeout, "memory_mb": memory_gb * 1024 if memory_gb else default_memory_limit()}
+            for job in _jobs(task, plan, params or {}, kept_roles, directory, head["fingerprint"], controls):
+                _run_one(job, work, limits, tell)
+            return collect(directory, head, assessment)
+    finally:
+        shutil.rmtree(work, ignore_errors=True)
+
+
+def _checked_roles(judge: ComparedTask, roles: dict[str, Any]) -> dict[str, str]:
+    roles = {role: value for role, value in roles.items() if value is not None}
+    known = (*judge.needs, *judge.accepts)
+    for role in roles:
+        if role not in known:
+            raise RoleError(
+                f"compare '{judge.name}' does not take '{role}'.{closest(role, known)} It takes {', '.join(known)}."
+            )
+    for role in judge.needs:
+        if role not in roles:
+            raise RoleError(f"compare '{judge.name}' needs {role}=...: name the obs column that holds it.")
+    return roles
+
+
+def _plan(
+    judge: ComparedTask, methods: str | Sequence[str], seeds: int | Iterable[int], params: dict[str, dict[str, Any]]
+) -> dict[str, list[int]]:
+    """Return the seeds to run of every method; names and hyper-parameters are checked here."""
+    if methods == "recommended":
+        chosen = list(judge.recommended)
+    elif methods == "all":
+        chosen = catalog.names(judge.name)
+    else:
+        chosen = methods.split(",") if isinstance(methods, str) else list(methods)
+    classes = {}
+    for given in (judge.baseline, *chosen):
+        cls = catalog.find(judge.name, given.strip())
+        classes[cls.name()] = cls
+    for given, values in params.items():
+        if given not in classes:
+            raise ParameterError(f"params names '{given}', which is not compared.{closest(given, classes)}")
+        classes[given](**values)
+    numbers = list(range(seeds)) if isinstance(seeds, int) else [int(seed) for seed in seeds]
+    if not numbers:
+        raise ParameterError("seeds must be at least 1.")
+    return {name: numbers if cls.info.stochastic else numbers[:1] for name, cls in classes.items()}
+
+
+def _prepared(adata: AnnData, judge: ComparedTask, roles: dict[str, str]) -> AnnData:
+    """Return counts and the columns that the roles name, nothing else: what every process reads."""
+    inputs = Inputs(adata, roles, needed=judge.needs)
+    counts = inputs.counts
+    columns = [key for role in ("batch", "labels") if (key := roles.get(role))]
+    for role in ("categorical_covariates", "continuous_covariates"):
+        value = roles.get(role, [])
+        columns += [value] if isinstance(value, str) else list(value)
+    obs = adata.obs[list(dict.fromkeys(columns))].copy()
+    for role in ("batch", "labels"):
+        if role in roles:
+            obs[roles[role]] = obs[roles[role]].astype(str).astype("category")
+    prepared = AnnData(counts, obs=obs, var=adata.var[[]].copy())
+    if "use_rep" in roles:
+        from tenfold.data.check import representation
+
+        prepared.obsm[roles["use_rep"]] = representation(adata, roles["use_rep"])
+    return prepared
+
+
+def _head(
+    task: str, name: str, adata: AnnData, kept: dict[str, str], roles: dict[str, str], plan: dict[str, list[int]]
+) -> dict[str, Any]:
+    def levels(role: str) -> dict[str, Any] | None:
+        if role not in kept:
+            return None
+        column = adata.obs[kept[role]].cat
+        sizes = np.bincount(column.codes, minlength=len(column.categories))
+        return {"key": kept[role], "names": list(column.categories), "sizes": sizes.tolist()}
+
+    return {
+        "task": task,
+        "created": datetime.now(UTC).isoformat(timespec="seconds"),
+        "tenfold": __version__,
+        "versions": {package: version(package) for package in _VERSIONS},
+        "machine": {
+            "system": platform.system(),
+            "processor": platform.machine(),
+            "cores": psutil.cpu_count(),
+            "memory_gb": round(psutil.virtual_memory().total / 2**30, 1),
+            "python": platform.python_version(),
+        },
+        "data": {"name": name, "n_cells": adata.n_obs, "n_genes": adata.n_vars},
+        "roles": roles,
+        "batch": levels("batch"),
+        "labels": levels("labels"),
+        "methods": list(plan),
+        "seeds": max(plan.values(), key=len),
+        "plan": plan,
+        "fingerprint": _fingerprint(adata, roles),
+        "warnings": [],
+    }
+
+
+def _fingerprint(adata: AnnData, roles: dict[str, str]) -> str:
+    digest = hashlib.sha256(json.dumps([roles, __version__, list(adata.var_names)], sort_keys=True).encode())
+    for part in (adata.X.indptr, adata.X.indices, adata.X.data):
+        digest.update(np.ascontiguousarray(part))
+    digest.update(adata.obs.to_csv().encode())
+    return digest.hexdigest()[:24]
+
+
+def _open_directory(directory: Path, fingerprint: str, resume: bool, overwrite: bool) -> Path:
+    marker, runs = directory / "comparison.id", directory / "runs"
+    if directory.exists() and not directory.is_dir():
+        raise ParameterError(f"'{directory}' is a file; give the name of a folder.")
+    if marker.exists():
+        if overwrite:
+            shutil.rmtree(runs, ignore_errors=True)
+        elif not resume:
+            raise ParameterError(
+                f"'{directory}' already holds a comparison. Give resume=True (--resume) to continue it, "
+                "overwrite=True (--overwrite) to replace it, or another folder."
+            )
+        elif marker.read_text() != fingerprint:
+            raise DataError(
+                f"'{directory}' holds a comparison of other data, other roles or another tenfold version, so it cannot "
+                "be resumed. Choose another folder."
+            )
+    elif runs.exists():
+        raise ParameterError(f"'{directory}' has a folder 'runs' that is not tenfold's; choose another folder.")
+    runs.mkdir(parents=True, exist_ok=True)
+    marker.write_text(fingerprint)
+    return directory
+
+
+def _write_cells(directory: Path, adata: AnnData, roles: dict[str, str]) -> None:
+    shown = np.arange(adata.n_obs)
+    if adata.n_obs > MAX_SHOWN:
+        shown = np.sort(np.random.default_rng(0).choice(adata.n_obs, MAX_SHOWN, replace=False))
+    tensors = {"shown": shown.astype(np.int64)}
+    for role in ("batch", "labels"):
+        if role in roles:
+            tensors[role] = adata.obs[roles[role]].cat.codes.to_numpy().astype(np.int32)
+    write_tensors(directory / "cells.safetensors", tensors)
+
+
+def _jobs(
+    task: str,
+    plan: dict[str, list[int]],
+    params: dict[str, dict[str, Any]],
+    roles: dict[str, str],
+    directory: Path,
+    fingerprint: str,
+    controls: bool,
+) -> Iterable[Job]:
+    for method, seeds in plan.items():
+        for seed in seeds:
+            with_controls = controls and seed == seeds[0]
+            values = params.get(method, {})
+            yield Job(
+                task, method, seed, values, roles,
+                data=str(directory / ".work" / "data.h5ad"),
+                cells=str(directory / "cells.safetensors"),
+                result=str(directory / "runs" / f"{method}-{seed}.json"),
+                fingerprint=f"{fingerprint}-{json.dumps(values, sort_keys=True)}-{with_controls}",
+                controls=with_controls,
+            )  # fmt: skip
+
+
+def _run_one(job: Job, work: Path, limits: dict[str, Any], tell: Any) -> None:
+    """Run a job unless its result is there; a process that dies leaves a record, too."""
+    result = Path(job.result)
+    label = f"{job.method}, seed {job.seed}"
+    before = _stored(result)
+    if before and before.get("complete") and before["fingerprint"] == job.fingerprint and before["status"] == "ok":
+        tell(f"{label}: done before", 1)
+        return
+    result.unlink(missing_ok=True)
+    job_file, log = work / f"{job.method}-{job.seed}.job", work / f"{job.method}-{job.seed}.log"
+    write_json(job_file, asdict(job))
+    tell(f"{label}: starting", 0)
+    outcome = run_job(job_file, log, on_stage=lambda stage: tell(f"{label}: {stage}", 0), **limits)
+    if outcome.status != "ok":
+        _record_death(job, outcome, log)
+    tell(label, 1)
+
+
+def _record_death(job: Job, outcome: Outcome, log: Path) -> None:
+    """Write the record of a process that was killed; scores that it had stored are kept."""
+    record = _stored(Path(job.result)) or empty_record(job)
+    if record.get("complete") is False:
+        unrun = {"name": "controls", "title": "Controls", "verdict": "not run", "numbers": {},
+                 "sentence": outcome.message, "rule": "Controls share the run's time and memory limits."}  # fmt: skip
+        record["controls"].append(unrun)
+    else:
+        lines = log.read_text(errors="replace").strip().splitlines()
+        record.update(status=outcome.status, message=outcome.message, log=lines[-20:])
+    write_json(Path(job.result), {**record, "complete": True})
+
+
+def _stored(path: Path) -> dict[str, Any] | None:
+    try:
+        return json.loads(path.read_text())
+    except (OSError, ValueError):
+        return None
+
+
+@contextmanager
+def _progress(console: Console | None, total: int):
+    """Yield ``tell(text, advance)``, which moves a progress bar."""
+    from rich.console import Console
+    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
+
+    console = console or Console(stderr=True)
+    columns = (BarColumn(), MofNCompleteColumn(), TimeElapsedColumn(), TextColumn("{task.description}"))
+    with Progress(*columns, console=console, disable=not console.is_terminal, transient=True) as bar:
+        running = bar.add_task("", total=total)
+        yield lambda text, advance: bar.update(running, description=text, advance=advance)

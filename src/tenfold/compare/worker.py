@@ -1,0 +1,128 @@
+"""The process behind one run of a comparison: ``python -m tenfold.compare.worker JOB.json``.
+
+It fits, scores and stores, then runs the controls and stores again, so that a time-out in a control does not cost the
+scores. Whatever goes wrong inside becomes the run's status, not a traceback.
+"""
+
+from __future__ import annotations
+
+import json
+import sys
+import traceback
+from dataclasses import asdict, dataclass
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+from tenfold.compare.files import write_json, write_tensors
+from tenfold.errors import TenfoldError
+
+
+@dataclass(frozen=True)
+class Job:
+    """What one run has to do; stored as JSON beside the comparison."""
+
+    task: str
+    method: str
+    seed: int
+    parameters: dict[str, Any]
+    roles: dict[str, str]
+    data: str
+    cells: str
+    result: str
+    fingerprint: str
+    controls: bool
+
+
+def stage(name: str) -> None:
+    """Tell the parent process what is being done."""
+    print(f"stage: {name}", flush=True)
+
+
+def main(path: str) -> None:
+    """Carry out the job in `path`; its result file says how it went."""
+    job = Job(**json.loads(Path(path).read_text()))
+    record: dict[str, Any] = {**empty_record(job), "started": datetime.now(UTC).isoformat(timespec="seconds")}
+    try:
+        _carry_out(job, record)
+    except TenfoldError as error:
+        record.update(status="error", message=str(error))
+    except MemoryError:
+        record.update(status="out of memory", message="The machine could not give the memory asked for.")
+    except Exception as error:
+        record.update(status="crash", message=f"{type(error).__name__}: {error}", traceback=traceback.format_exc())
+    write_json(Path(job.result), {**record, "complete": True})
+
+
+def empty_record(job: Job) -> dict[str, Any]:
+    """Return the record of a run of which nothing is known yet."""
+    from tenfold import __version__, catalog
+
+    info = catalog.find(job.task, job.method).info
+    return {
+        "task": job.task,
+        "method": job.method,
+        "title": info.title,
+        "seed": job.seed,
+        "status": "ok",
+        "message": "",
+        "seconds": None,
+        "peak_memory_mb": None,
+        "parameters": job.parameters,
+        "versions": {"tenfold": __version__},
+        "warnings": [],
+        "doi": info.doi,
+        "readiness": info.readiness,
+        "sees_labels": info.sees_labels,
+        "fingerprint": job.fingerprint,
+        "scores": [],
+        "controls": [],
+    }
+
+
+def _carry_out(job: Job, record: dict[str, Any]) -> None:
+    from tenfold import catalog
+    from tenfold.compare.tasks import compared_task
+    from tenfold.data.read import read
+
+    adata, task = read(job.data), compared_task(job.task)
+
+    def make(seed: int):
+        parameters = dict(job.parameters)
+        if "seed" in catalog.find(job.task, job.method).parameter_names():
+            parameters["seed"] = seed
+        return catalog.method(job.task, job.method, **parameters)
+
+    stage("fit")
+    method = make(job.seed)
+    taken = (*method.info.needs, *method.info.accepts)
+    # Labels are for scoring; a method that is shown them is marked, and ranked apart.
+    roles = {r: key for r, key in job.roles.items() if r in taken and (r != "labels" or method.info.sees_labels)}
+    method.fit(adata, progress=False, **roles)
+    record.update(method.run_, parameters=method.parameters)
+    stage("score")
+    scores = task.evaluate(method, adata, job.roles, job.seed)
+    record["scores"] = [asdict(score) for score in scores]
+    stage("layout")
+    _store_layout(job, task, method)
+    if not job.controls:
+        return
+    write_json(Path(job.result), {**record, "complete": False})
+    stage("controls")
+    for control, found in task.controls(make, method, adata, job.roles, job.seed):
+        record["controls"].append(asdict(control))
+        record["scores"] += [asdict(score) for score in found]
+
+
+def _store_layout(job: Job, task: Any, method: Any) -> None:
+    from safetensors.numpy import load_file
+
+    layout, embedding = task.display(method, load_file(job.cells)["shown"], job.seed)
+    tensors = {"layout": layout.astype("float32")}
+    if embedding is not None:
+        tensors["embedding"] = embedding.astype("float32")
+    write_tensors(Path(job.result).with_suffix(".safetensors"), tensors)
+
+
+if __name__ == "__main__":
+    main(sys.argv[1])

@@ -1,0 +1,91 @@
+"""What the controls of integration share: refitting a method on few cells, and the noise yardstick."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import numpy as np
+from anndata import AnnData
+
+from tenfold import metrics
+from tenfold.data.inputs import Inputs
+from tenfold.integrate._neighbors import nearest
+from tenfold.method import Method
+
+CONTROL_CELLS = 3000
+N_COMPONENTS = 50
+N_GENES = 2000
+#: obs column in which a control puts its own batches.
+BATCH = "tenfold_batch"
+
+
+@dataclass(frozen=True)
+class Trial:
+    """A method under control: how to make it, and how often a control is repeated."""
+
+    make: Callable[[int], Method]
+
+    @property
+    def deep(self) -> bool:
+        """Deep models are refitted once per control, classical ones three times."""
+        return self.make(0).info.family == "deep"
+
+    @property
+    def batch_free(self) -> bool:
+        """Whether the method also runs without a batch, so that it can be its own yardstick."""
+        return "batch" not in self.make(0).info.needs
+
+    def fit(self, adata: AnnData, *, batch: bool, seed: int) -> Method:
+        """Fit with the column `BATCH` as batch, or without any batch."""
+        method = self.make(seed)
+        roles = {"batch": BATCH} if batch and "batch" in (*method.info.needs, *method.info.accepts) else {}
+        return method.fit(adata, progress=False, **roles)
+
+
+def largest_batch(adata: AnnData, batch: str, seed: int) -> AnnData:
+    """Return at most `CONTROL_CELLS` cells of the largest batch on its variable genes: one batch, no batch effect."""
+    largest = adata.obs[batch].value_counts().index[0]
+    return variable(sample_cells(adata[adata.obs[batch] == largest], seed))
+
+
+def sample_cells(adata: AnnData, seed: int) -> AnnData:
+    """Return a random subset of at most `CONTROL_CELLS` cells, in their order."""
+    if adata.n_obs <= CONTROL_CELLS:
+        return adata.copy()
+    chosen = np.random.default_rng(seed).choice(adata.n_obs, CONTROL_CELLS, replace=False)
+    return adata[np.sort(chosen)].copy()
+
+
+def variable(adata: AnnData) -> AnnData:
+    """Return `adata` on its variable genes, without cells that are empty there.
+
+    Choosing the genes once keeps the choice itself from counting as an effect of the method.
+    """
+    genes = Inputs(adata, {}).variable_genes(N_GENES)
+    subset = adata[:, genes]
+    filled = np.asarray(subset.X.sum(axis=1)).ravel() > 0
+    return subset[filled].copy()
+
+
+def components(adata: AnnData) -> np.ndarray:
+    """Return principal components without any correction, shape (n_cells, N_COMPONENTS)."""
+    return Inputs(adata, {}).pca(N_COMPONENTS, None).embedding
+
+
+def equivalent_noise(embedding: np.ndarray, kept: float, seed: int) -> float:
+    """Return the isotropic noise, in % of the variance, that loses as many neighbours as the method did.
+
+    A yardstick that makes losses comparable over data sets: the same overlap means little damage where neighbourhoods
+    are fragile and much where they are stable.
+    """
+    rng = np.random.default_rng(seed)
+    direction = rng.standard_normal(embedding.shape).astype(np.float32)
+    direction *= np.sqrt(embedding.var(axis=0).sum() / embedding.shape[1])
+    before = nearest(embedding)
+    low, high = -5.0, 1.0  # log10 of the share
+    for _ in range(10):
+        middle = (low + high) / 2
+        noisy = nearest(embedding + np.sqrt(10**middle) * direction)
+        low, high = (middle, high) if metrics.neighbor_overlap(before, noisy) > kept else (low, middle)
+    return 100 * 10 ** ((low + high) / 2)

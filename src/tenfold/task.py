@@ -1,0 +1,109 @@
+"""What `compare` asks of a task: how to score a fitted method, which controls to run, how to rank."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any, ClassVar, Literal
+
+if TYPE_CHECKING:
+    import numpy as np
+    import pandas as pd
+    from anndata import AnnData
+
+    from tenfold.method import Method
+
+Verdict = Literal["pass", "warn", "fail", "info", "not run"]
+
+
+@dataclass(frozen=True)
+class Score:
+    """One value of one metric.
+
+    Attributes
+    ----------
+    group
+        ``"bio"``, ``"batch"``, ``"control"`` or ``"resources"``; ``"label:<name>"`` and ``"batch:<name>"`` for the
+        value of a metric on one label or one batch.
+    metric
+        Name of the metric.
+    value
+        Its value; NaN where it is not defined on these data.
+    """
+
+    group: str
+    metric: str
+    value: float
+
+
+@dataclass(frozen=True)
+class Control:
+    """Outcome of a control: a verdict, the sentence that a biologist reads, and the rule that decided it."""
+
+    name: str
+    title: str
+    verdict: Verdict
+    sentence: str
+    rule: str
+    numbers: dict[str, Any] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class Assessment:
+    """Whether the task should be done on these data at all."""
+
+    verdict: str
+    sentence: str
+    rule: str
+    numbers: dict[str, Any] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class Recommendation:
+    """What to run, and why. `method` is None where nothing can be recommended."""
+
+    method: str | None
+    sentence: str
+    reasons: list[str]
+
+
+class ComparedTask(ABC):
+    """A task that `compare` can judge. Each task folder has one, in ``_task.py``, named ``TASK``."""
+
+    name: ClassVar[str]
+    #: The method that does as little as possible; in every comparison.
+    baseline: ClassVar[str]
+    #: Methods that ``methods="recommended"`` stands for.
+    recommended: ClassVar[tuple[str, ...]]
+    #: Roles that a comparison needs, and those it can use.
+    needs: ClassVar[tuple[str, ...]]
+    accepts: ClassVar[tuple[str, ...]]
+
+    @abstractmethod
+    def assess(self, adata: AnnData, roles: dict[str, str], seed: int) -> Assessment:
+        """Say whether the data call for the task at all."""
+
+    @abstractmethod
+    def evaluate(self, method: Method, adata: AnnData, roles: dict[str, str], seed: int) -> list[Score]:
+        """Score a fitted method."""
+
+    @abstractmethod
+    def controls(
+        self, make: Callable[[int], Method], fitted: Method, adata: AnnData, roles: dict[str, str], seed: int
+    ) -> list[tuple[Control, list[Score]]]:
+        """Run the controls of the task on a method; `make` gives an unfitted one for a seed."""
+
+    @abstractmethod
+    def display(self, method: Method, shown: np.ndarray, seed: int) -> tuple[np.ndarray, np.ndarray | None]:
+        """Return a 2-d layout of the cells `shown`, and the embedding of all cells where there is one."""
+
+    @abstractmethod
+    def metrics(self) -> dict[str, dict[str, Any]]:
+        """Return title, group, range, what is good and known criticism of every metric."""
+
+    @abstractmethod
+    def rank(
+        self, scores: pd.DataFrame, controls: dict[str, list[Control]], assessment: Assessment, sees_labels: set[str]
+    ) -> tuple[list[dict[str, Any]], Recommendation]:
+        """Return methods from best to worst with reasons, and the recommendation."""
