@@ -1,0 +1,109 @@
+"""Devices, numerical precision and random state."""
+
+from __future__ import annotations
+
+import random
+import zlib
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import numpy as np
+import torch
+from lightning_fabric import Fabric
+from lightning_fabric.plugins.environments import LightningEnvironment
+
+from tenfold.errors import ParameterError, ResourceError, closest
+
+PRECISIONS = ("32-true", "bf16-mixed")
+
+
+def find_device(name: str) -> torch.device:
+    """Return the device that a user's word stands for.
+
+    Parameters
+    ----------
+    name
+        ``"auto"`` (the first CUDA GPU if there is one, else the CPU), ``"cpu"``, ``"cuda"`` or ``"cuda:1"``.
+
+    Raises
+    ------
+    ResourceError
+        The device is not in this machine; the message lists those that are.
+    ParameterError
+        Not the name of a device.
+    """
+    kind, _, number = str(name).partition(":")
+    if (kind, number) not in (("auto", ""), ("cpu", "")) and (kind != "cuda" or not (number or "0").isdecimal()):
+        raise ParameterError(
+            f"'{name}' is not a device.{closest(str(name), ('auto', 'cpu', 'cuda'))} Give auto, cpu, cuda or cuda:1."
+        )
+    n_gpus = torch.cuda.device_count() if torch.cuda.is_available() else 0
+    if kind == "cpu" or (kind == "auto" and n_gpus == 0):
+        return torch.device("cpu")
+    wanted = int(number or 0)
+    if wanted >= n_gpus:
+        present = ", ".join(["cpu", *(f"cuda:{i} ({torch.cuda.get_device_name(i)})" for i in range(n_gpus))])
+        build = "" if torch.version.cuda else " The installed PyTorch is a build without CUDA."
+        raise ResourceError(f"device='{name}' was asked for, but this machine offers: {present}.{build} Use device='auto'.")
+    return torch.device("cuda", wanted)
+
+
+def make_fabric(device: torch.device, precision: str) -> Fabric:
+    """Return a Fabric for one device.
+
+    Raises
+    ------
+    ParameterError
+        A precision that is not offered.
+    """
+    if precision not in PRECISIONS:
+        options = " or ".join(PRECISIONS)
+        raise ParameterError(f"precision='{precision}' is not offered.{closest(precision, PRECISIONS)} Give {options}.")
+    # Named outright, since Fabric would otherwise take a SLURM allocation for a request to train in many processes.
+    plugins: list[Any] = [LightningEnvironment()]
+    devices = 1 if device.type == "cpu" else [device.index]
+    return Fabric(accelerator=device.type, devices=devices, precision=precision, plugins=plugins)  # type: ignore[arg-type]
+
+
+def random_state(device: torch.device) -> dict[str, Any]:
+    """Return the state of every global generator that a training on `device` may draw from."""
+    cuda = torch.cuda.get_rng_state(device) if device.type == "cuda" else None
+    return {"torch": torch.get_rng_state(), "cuda": cuda, "numpy": np.random.get_state(), "python": random.getstate()}
+
+
+def set_random_state(state: dict[str, Any], device: torch.device) -> None:
+    """Put the generators into a state that `random_state` gave."""
+    torch.set_rng_state(state["torch"])
+    if device.type == "cuda" and state["cuda"] is not None:
+        torch.cuda.set_rng_state(state["cuda"], device)
+    np.random.set_state(state["numpy"])
+    random.setstate(state["python"])
+
+
+@contextmanager
+def seeded(seed: int, purpose: str = "init", device: torch.device | str = "cpu") -> Iterator[None]:
+    """Seed Python, NumPy and torch for the block, and put the caller's random state back afterwards.
+
+    Parameters
+    ----------
+    seed
+        Not negative.
+    purpose
+        Different purposes give independent streams of the same seed.
+    device
+        A CUDA device's generator is seeded as well.
+    """
+    device = torch.device(device)
+    before = random_state(device)
+    mixed = int(np.random.SeedSequence([seed, zlib.crc32(purpose.encode())]).generate_state(1)[0])
+    torch.default_generator.manual_seed(mixed)
+    if device.type == "cuda":
+        with torch.cuda.device(device):
+            torch.cuda.manual_seed(mixed)
+    np.random.seed(mixed)
+    random.seed(mixed)
+    try:
+        yield
+    finally:
+        set_random_state(before, device)

@@ -1,0 +1,78 @@
+"""What happened in a training, term by term and epoch by epoch."""
+
+from __future__ import annotations
+
+from dataclasses import asdict, dataclass, field
+from math import nan
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+if TYPE_CHECKING:
+    import pandas as pd
+
+
+@dataclass
+class History:
+    """Losses of every epoch, and how each phase ended.
+
+    Attributes
+    ----------
+    rows
+        Tuples (phase, epoch, term, train, validation): means over cells, NaN where not evaluated.
+    train_index, validation_index
+        Rows of the cells trained on and held out.
+    stops
+        For each phase done, ``"finished"`` (all epochs), ``"early"`` (early stopping) or ``"until"`` (its own rule).
+    best_epochs
+        For each phase with early stopping, its best epoch.
+    seconds
+        Time spent training, earlier interrupted runs included.
+    """
+
+    train_index: np.ndarray
+    validation_index: np.ndarray
+    rows: list[tuple[str, int, str, float, float]] = field(default_factory=list)
+    stops: dict[str, str] = field(default_factory=dict)
+    best_epochs: dict[str, int] = field(default_factory=dict)
+    seconds: float = 0.0
+
+    @property
+    def stopped(self) -> str:
+        """How the last phase ended."""
+        return list(self.stops.values())[-1] if self.stops else "interrupted"
+
+    @property
+    def terms(self) -> pd.DataFrame:
+        """One row for every phase, epoch and term: columns phase, epoch, term, train, validation."""
+        import pandas as pd
+
+        return pd.DataFrame(self.rows, columns=["phase", "epoch", "term", "train", "validation"])
+
+    def values(self, term: str = "loss", *, validation: bool = False, phase: str | None = None) -> list[float]:
+        """Return a term's course over the epochs of `phase` (default: of all phases)."""
+        return [row[4 if validation else 3] for row in self.rows if row[2] == term and phase in (None, row[0])]
+
+    def last(self, term: str = "loss", *, validation: bool = False) -> float:
+        """Return a term's latest value, NaN if it has none."""
+        column = 4 if validation else 3
+        return next((row[column] for row in reversed(self.rows) if row[2] == term), nan)
+
+    def add(self, phase: str, epoch: int, train: dict[str, float], validation: dict[str, float]) -> None:
+        """Record the terms of one epoch."""
+        for term in {**train, **validation}:
+            self.rows.append((phase, epoch, term, train.get(term, nan), validation.get(term, nan)))
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return everything as plain values for JSON (NaN as null)."""
+        state = asdict(self)
+        state["train_index"], state["validation_index"] = self.train_index.tolist(), self.validation_index.tolist()
+        state["rows"] = [[None if value != value else value for value in row] for row in self.rows]
+        return state
+
+    @classmethod
+    def from_dict(cls, state: dict[str, Any]) -> History:
+        """Rebuild what `to_dict` gave."""
+        index = {key: np.asarray(state[key], dtype=np.int64) for key in ("train_index", "validation_index")}
+        rows = [tuple(nan if value is None else value for value in row) for row in state["rows"]]
+        return cls(**{**state, **index, "rows": rows})

@@ -1,0 +1,234 @@
+"""Minibatches from memory, sparse where the data are, in an order that depends on seed and epoch only."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import numpy as np
+import torch
+from scipy import sparse
+from torch.nn import Module
+
+from tenfold.engine.devices import find_device, seeded
+from tenfold.engine.phases import Batch
+from tenfold.errors import DataError, ParameterError
+from tenfold.kernels.rows import take_rows
+
+#: Batch norm needs two cells at least, and a mean over two is noise; a shorter last batch joins the one before.
+SMALLEST_BATCH = 3
+
+
+def split(n_cells: int, train_fraction: float, seed: int) -> tuple[np.ndarray, np.ndarray]:
+    """Draw training and validation cells at random.
+
+    Parameters
+    ----------
+    n_cells
+        Number of cells.
+    train_fraction
+        Share to train on, rounded up to a whole cell; 1 leaves no validation.
+    seed
+        Seed of the draw.
+
+    Returns
+    -------
+    Two sorted int64 arrays of rows.
+
+    Raises
+    ------
+    ParameterError
+        If `train_fraction` is not above 0 and at most 1.
+    """
+    if not 0 < train_fraction <= 1:
+        raise ParameterError(f"train_fraction is {train_fraction}; give a share above 0 and at most 1.")
+    order = np.random.default_rng([seed, 1]).permutation(n_cells)
+    n_train = math.ceil(round(train_fraction * n_cells, 6))
+    return np.sort(order[:n_train]), np.sort(order[n_train:])
+
+
+class Minibatches:
+    """Minibatches of cells held in memory.
+
+    Parameters
+    ----------
+    data
+        Arrays, tensors or CSR matrices with one row a cell. Floats become float32, integers int64; CSR rows stay sparse.
+    batch_size
+        Cells in a batch; ``None`` for all at once. A last batch of one or two joins the one before.
+    index
+        Rows to draw from; default all.
+    shuffle
+        New order each epoch; otherwise the order of `index`.
+    seed
+        Seed of the order; epoch *e* has the same batches whenever it is asked for.
+    weights
+        Sampling weight of every cell in `data` (not negative): an epoch then draws ``len(index)`` cells with replacement.
+    device
+        Where batches go.
+
+    Raises
+    ------
+    DataError
+        Entries of different lengths, no cells, or unusable weights.
+    ParameterError
+        `batch_size` below 1.
+    """
+
+    def __init__(
+        self,
+        data: dict[str, Any],
+        batch_size: int | None = 128,
+        *,
+        index: np.ndarray | None = None,
+        shuffle: bool = True,
+        seed: int = 0,
+        weights: np.ndarray | None = None,
+        device: torch.device | str = "cpu",
+    ):
+        lengths = {name: value.shape[0] for name, value in data.items()}
+        if len(set(lengths.values())) != 1:
+            raise DataError(f"Every entry needs one row a cell, but their lengths are {lengths or 'none given'}.")
+        n_cells = next(iter(lengths.values()))
+        self.index = np.arange(n_cells) if index is None else np.asarray(index, dtype=np.int64)
+        if len(self.index) == 0:
+            raise DataError("There are no cells to train on or to predict for.")
+        if batch_size is not None and batch_size < 1:
+            raise ParameterError(f"batch_size is {batch_size}; it must be at least 1.")
+        self.data = {name: _prepared(value) for name, value in data.items()}
+        self.shuffle, self.seed = shuffle, seed
+        self.device = torch.device(device)
+        self._share = None if weights is None else _shares(np.asarray(weights, dtype=np.float64), n_cells, self.index)
+        size = min(batch_size or len(self.index), len(self.index))
+        self._edges = list(range(0, len(self.index), size)) + [len(self.index)]
+        if len(self._edges) > 2 and self._edges[-1] - self._edges[-2] < min(SMALLEST_BATCH, size):
+            del self._edges[-2]
+
+    def __len__(self) -> int:
+        """Batches in an epoch."""
+        return len(self._edges) - 1
+
+    def __iter__(self) -> Iterator[Batch]:
+        """Iterate over epoch 0."""
+        return self.epoch(0)
+
+    def epoch(self, number: int = 0, start: int = 0) -> Iterator[Batch]:
+        """Iterate over the batches of an epoch, from batch `start` on."""
+        order = self.order(number)
+        for first, last in zip(self._edges[start:-1], self._edges[start + 1 :], strict=True):
+            yield self.take(order[first:last])
+
+    def batch(self, number: int, position: int) -> Batch:
+        """Return one batch of epoch `number`."""
+        return self.take(self.order(number)[self._edges[position] : self._edges[position + 1]])
+
+    def order(self, number: int) -> np.ndarray:
+        """Return the rows of epoch `number` in the order they are visited."""
+        generator = np.random.default_rng([self.seed, 2, number])
+        if self._share is not None:
+            return generator.choice(self.index, size=len(self.index), p=self._share)
+        return generator.permutation(self.index) if self.shuffle else self.index
+
+    def replace(self, name: str, value: Any) -> None:
+        """Set an entry of the data, new or not.
+
+        Raises
+        ------
+        DataError
+            If it does not have one row a cell.
+        """
+        n_cells = next(iter(self.data.values())).shape[0]
+        if value.shape[0] != n_cells:
+            raise DataError(f"Entry '{name}' has {value.shape[0]} rows, but there are {n_cells} cells.")
+        self.data[name] = _prepared(value)
+
+    def take(self, rows: np.ndarray) -> Batch:
+        """Return the batch that holds these rows of the data."""
+        index = torch.from_numpy(rows)
+        batch: Batch = {"index": index}
+        for name, value in self.data.items():
+            batch[name] = value.index_select(0, index) if isinstance(value, torch.Tensor) else take_rows(value, rows)
+        if self.device.type != "cpu":
+            batch = {name: value.to(self.device) for name, value in batch.items()}
+        return batch
+
+
+def _prepared(value: Any) -> torch.Tensor | sparse.csr_matrix:
+    if sparse.issparse(value):
+        return value.tocsr().astype(np.float32, copy=False)
+    tensor = torch.as_tensor(value)
+    if tensor.is_floating_point():
+        return tensor.to(torch.float32).contiguous()
+    return tensor if tensor.dtype == torch.bool else tensor.to(torch.int64).contiguous()
+
+
+def _shares(weights: np.ndarray, n_cells: int, index: np.ndarray) -> np.ndarray:
+    if weights.shape != (n_cells,) or not np.isfinite(weights).all() or weights.min() < 0 or weights[index].sum() <= 0:
+        raise DataError(f"Sampling weights must be {n_cells} finite numbers, none negative and not all zero.")
+    return weights[index] / weights[index].sum()
+
+
+def predict(
+    net: Module,
+    data: dict[str, Any],
+    function: Callable[[Module, Batch], Any],
+    *,
+    batch_size: int = 1024,
+    index: np.ndarray | None = None,
+    device: str | None = None,
+    seed: int = 0,
+) -> Any:
+    """Apply a function to all cells, in evaluation mode and without gradients.
+
+    Parameters
+    ----------
+    net
+        The network; its training mode is as before afterwards.
+    data
+        As for `Minibatches`.
+    function
+        ``function(net, batch)`` returns a tensor with one row a cell, or a dict of such.
+    batch_size
+        Cells at a time.
+    index
+        Rows to predict for; default all.
+    device
+        Where to compute; default where the network is.
+    seed
+        For functions that draw random numbers. The caller's random state is left alone.
+
+    Returns
+    -------
+    NumPy array, or dict of arrays, with rows in the order of `index`.
+
+    Raises
+    ------
+    DataError
+        No cells.
+    """
+    here = next((parameter.device for parameter in net.parameters()), torch.device("cpu"))
+    target = here if device is None else find_device(device)
+    batches = Minibatches(data, batch_size, index=index, shuffle=False, device=target)
+    parts: dict[str, np.ndarray] = {}
+    modes = [(module, module.training) for module in net.modules()]
+    net.to(target).eval()
+    try:
+        with torch.no_grad(), seeded(seed, "predict", target):
+            done = 0
+            for batch in batches.epoch():
+                result = function(net, batch)
+                rows = slice(done, done + len(batch["index"]))
+                done = rows.stop
+                for name, value in (result if isinstance(result, dict) else {"": result}).items():
+                    if name not in parts:
+                        parts[name] = np.empty((len(batches.index), *value.shape[1:]), _numpy_type(value))
+                    parts[name][rows] = value.float().cpu() if value.is_floating_point() else value.cpu()
+    finally:
+        for module, mode in modes:
+            module.training = mode
+    return parts if isinstance(result, dict) else parts[""]
+
+
+def _numpy_type(value: torch.Tensor) -> np.dtype:
+    return np.dtype("float32") if value.is_floating_point() else value.new_empty(0, device="cpu").numpy().dtype

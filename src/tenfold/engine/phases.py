@@ -1,0 +1,205 @@
+"""What a training consists of: phases, the optimisers that alternate in them, and when they end."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass, field
+from functools import partial
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch.nn import Module, Parameter
+from torch.optim import Optimizer
+
+from tenfold.errors import ParameterError
+
+if TYPE_CHECKING:
+    import numpy as np
+
+    from tenfold.engine.history import History
+
+#: A minibatch: a tensor or `SparseRows` for each entry of the data, and ``"index"``.
+Batch = dict[str, Any]
+#: What a loss returns: the scalar to minimise, or a dict in which ``"loss"`` is that scalar and the rest is recorded.
+Terms = torch.Tensor | dict[str, torch.Tensor]
+Loss = Callable[[Module, Batch, "Progress"], Terms]
+
+
+@dataclass
+class Progress:
+    """Where a training stands; losses read it to schedule their weights.
+
+    Attributes
+    ----------
+    phase
+        Name of the current phase.
+    epochs
+        Epochs that the phase may last.
+    epoch, step
+        Epoch of the phase, and minibatch of the phase, both from 0.
+    """
+
+    phase: str
+    epochs: int
+    epoch: int = 0
+    step: int = 0
+
+    def ramp(
+        self, start: float = 0.0, end: float = 1.0, over_epochs: int | None = None, over_steps: int | None = None
+    ) -> float:
+        """Return a weight that goes linearly from `start` to `end`, then stays.
+
+        Parameters
+        ----------
+        start, end
+            First and final weight.
+        over_epochs, over_steps
+            Length of the ramp, in epochs or in minibatches; steps win if both are given, the whole phase if neither.
+            Zero means no ramp.
+        """
+        done, length = (self.epoch, over_epochs) if over_steps is None else (self.step, over_steps)
+        length = self.epochs if length is None else length
+        return end if done >= length else start + (end - start) * done / length
+
+
+@dataclass
+class Step:
+    """One optimiser of a phase and what it minimises, e.g. the critic's or the generator's.
+
+    Only `parameters` receive gradients from this loss, whatever else it touches.
+
+    Attributes
+    ----------
+    name
+        Prefix of its terms in the history.
+    parameters
+        Given the network, the parameters it updates; ``None`` for all.
+    loss
+        ``loss(net, batch, progress)``: the scalar to minimise, or a dict with that scalar under ``"loss"``.
+    optimizer
+        Given the parameters, the optimiser.
+    every
+        Take this step on every n-th minibatch only.
+    repeat
+        Updates on each of those minibatches.
+    """
+
+    name: str
+    parameters: Callable[[Module], Iterable[Parameter]] | None
+    loss: Loss
+    optimizer: Callable[[list[Parameter]], Optimizer]
+    every: int = 1
+    repeat: int = 1
+
+
+@dataclass
+class EarlyStopping:
+    """Stop a phase when its monitored loss has ceased to fall.
+
+    Attributes
+    ----------
+    patience
+        Epochs without improvement (validations, if the phase does not validate every epoch).
+    min_delta
+        Smaller gains than this do not count.
+    restore_best
+        End the phase with the weights of its best epoch.
+    start_epoch
+        Earlier epochs count neither for patience nor as the best: while a KL weight still rises, losses of different
+        epochs are not comparable.
+    """
+
+    patience: int = 45
+    min_delta: float = 0.0
+    restore_best: bool = False
+    start_epoch: int = 0
+
+
+@dataclass
+class Phase:
+    """A stretch of training with one objective.
+
+    Attributes
+    ----------
+    name
+        For the history, the progress bar and messages.
+    epochs
+        Passes over the training cells, at most.
+    loss, optimizer, parameters
+        The objective, its optimiser and the parameters that it updates (``None`` for all that require gradients):
+        a phase with a single step.
+    steps
+        Instead of these, the steps that alternate on every minibatch, in order.
+    scheduler
+        Given an optimiser, a learning-rate scheduler, stepped after each epoch; ``ReduceLROnPlateau`` watches `monitor`.
+    validation
+        ``validation(net, batch, progress)``, evaluated on held-out cells in evaluation mode without gradients, with the
+        same random numbers each time. Default: the loss; with `steps`, nothing.
+    validate_every
+        Epochs from one validation to the next; 0 for none.
+    monitor
+        Term that early stopping and plateau schedules watch: its validation value where there is one, else training.
+    early_stopping
+        See `EarlyStopping`.
+    until
+        ``until(history)`` is asked after every epoch; true ends the phase.
+    before_epoch
+        ``before_epoch(net, data, progress)`` runs before every epoch. Arrays (one row a cell) that it returns join the
+        data, numbers join the history: ``{"target": p, "label_change": 0.02}``. Keep what the next call needs in `data`, not in
+        a closure, so that a resumed training finds it. It may change parameters only in place.
+    clip, clip_value
+        Largest norm of the gradients of a step, and largest absolute value of each entry.
+
+    Raises
+    ------
+    ParameterError
+        Both or neither of `loss` and `steps`, or no epochs.
+    """
+
+    name: str
+    epochs: int
+    loss: Loss | None = None
+    steps: list[Step] = field(default_factory=list)
+    optimizer: Callable[[list[Parameter]], Optimizer] = partial(torch.optim.Adam, lr=1e-3)
+    parameters: Callable[[Module], Iterable[Parameter]] | None = None
+    scheduler: Callable[[Optimizer], Any] | None = None
+    validation: Loss | None = None
+    validate_every: int = 1
+    monitor: str = "loss"
+    early_stopping: EarlyStopping | None = None
+    until: Callable[[History], bool] | None = None
+    before_epoch: Callable[[Module, dict[str, Any], Progress], dict[str, np.ndarray | float] | None] | None = None
+    clip: float | None = None
+    clip_value: float | None = None
+
+    def __post_init__(self) -> None:
+        if self.epochs < 1:
+            raise ParameterError(f"Phase '{self.name}' has {self.epochs} epochs; it needs at least 1.")
+        if (self.loss is None) == (not self.steps):
+            raise ParameterError(f"Phase '{self.name}' needs either a loss or steps, and not both.")
+        if self.loss is not None:
+            self.steps = [Step("", self.parameters, self.loss, self.optimizer)]
+            self.validation = self.validation or self.loss
+
+    def summary(self) -> dict[str, Any]:
+        """Return the settings that a checkpoint must agree with, as plain values."""
+        stopping = vars(self.early_stopping) if self.early_stopping else None
+        steps = [[step.name, step.every, step.repeat] for step in self.steps]
+        plain = ("name", "epochs", "monitor", "clip", "clip_value", "validate_every")
+        return {**{key: getattr(self, key) for key in plain}, "steps": steps, "early_stopping": stopping}
+
+
+def named_terms(terms: Terms, prefix: str = "") -> dict[str, torch.Tensor]:
+    """Return a loss's terms by the names they have in the history; a step's own loss is first.
+
+    Raises
+    ------
+    ParameterError
+        If a dict has no ``"loss"``.
+    """
+    if isinstance(terms, torch.Tensor):
+        return {prefix or "loss": terms}
+    if "loss" not in terms:
+        raise ParameterError(f"A loss returned {', '.join(terms)} without 'loss', the scalar to minimise.")
+    ordered = {"loss": terms["loss"], **terms}
+    return {f"{prefix}.{name}": value for name, value in ordered.items()} if prefix else ordered
