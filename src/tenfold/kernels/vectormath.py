@@ -13,7 +13,7 @@ from numba import njit, types
 from numba.extending import intrinsic
 
 #: Safe for element-wise code: reassociation would fold log1p's correction term to zero.
-EXACT = frozenset({"nsz", "arcp", "contract"})
+EXACT = {"nsz", "arcp", "contract"}
 #: For loops that sum: partial sums may be added in any order.
 SUMS = EXACT | {"reassoc"}
 #: NumPy's division (no check for zero) leaves no branch in the loop; without it nothing vectorises.

@@ -6,6 +6,7 @@ import base64
 import hashlib
 import os
 import tempfile
+from itertools import groupby
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -117,6 +118,7 @@ def _context(comparison: stored.Comparison) -> dict[str, Any]:
         "assessment": assessment,
         "assessed": _ASSESSMENT.get(verdict, ("info", verdict)),
         "columns": columns,
+        "groups": [(title, len(list(members))) for title, members in groupby(columns, lambda column: column.section)],
         "rows": rows,
         "strips": {column.metric: _strip(rows, column) for column in columns},
         "best": {column.metric: summary.best(rows, column) for column in columns},
@@ -156,12 +158,11 @@ def _strip(rows: list[summary.Row], column: summary.Column) -> tuple[float, floa
 
 
 def _environment() -> Environment:
-    from jinja2 import Environment, FileSystemLoader, StrictUndefined
+    from jinja2 import Environment, FileSystemLoader
 
     environment = Environment(
         loader=FileSystemLoader(_ASSETS),
         autoescape=True,
-        undefined=StrictUndefined,
         trim_blocks=True,
         lstrip_blocks=True,
     )
