@@ -27,7 +27,7 @@ from tenfold.compare.worker import Job, empty_record
 from tenfold.data.inputs import Inputs
 from tenfold.data.read import write_h5ad
 from tenfold.errors import DataError, ParameterError, RoleError, closest
-from tenfold.task import ComparedTask
+from tenfold.task import Assessment, ComparedTask
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -111,7 +111,7 @@ def compare(
             write_h5ad(prepared, work / "data.h5ad")
             _write_cells(directory, prepared, kept_roles)
             tell("is there anything to correct?", 0)
-            assessment = judge.assess(prepared, kept_roles, 0)
+            assessment = _assessed(judge, prepared, kept_roles)
             tell("assessed", 1)
             limits = {"timeout": timeout, "memory_mb": memory_gb * 1024 if memory_gb else default_memory_limit()}
             for job in _jobs(task, plan, params or {}, kept_roles, directory, head["fingerprint"], controls):
@@ -119,6 +119,14 @@ def compare(
             return collect(directory, head, assessment)
     finally:
         shutil.rmtree(work, ignore_errors=True)
+
+
+def _assessed(judge: ComparedTask, adata: AnnData, roles: dict[str, str]) -> Assessment:
+    """Return the task's verdict on whether it should be done; the methods run even where it cannot be had."""
+    try:
+        return judge.assess(adata, roles, 0)
+    except Exception as error:
+        return Assessment("not run", f"Whether {judge.name} is called for could not be assessed: {error}", "")
 
 
 def _checked_roles(judge: ComparedTask, roles: dict[str, Any]) -> dict[str, str]:
