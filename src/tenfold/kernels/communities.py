@@ -1,20 +1,24 @@
-"""Communities of a cell graph: Leiden and Louvain by modularity, from scikit-network (BSD licence)."""
+"""Communities of a cell graph: Leiden and Louvain by modularity.
 
+Written here because igraph and leidenalg are GPL, and scikit-network's Leiden draws from the C library's unseeded
+``rand()``: the same seed gives other clusters in every call.
+"""
+
+# mypy: disable-error-code="no-untyped-def"
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
-
 import numpy as np
+from numba import njit
 from scipy import sparse
 
 from tenfold.errors import DataError, ParameterError
 
-if TYPE_CHECKING:
-    from collections.abc import Callable
+_PASSES = 10  # over all levels; two or three reach the end
+_NOTHING = 1e-10  # a smaller gain in weight is rounding
 
 
 def leiden(connectivities: sparse.spmatrix, resolution: float = 1.0, seed: int = 0) -> np.ndarray:
-    """Cluster a graph by the Leiden algorithm.
+    """Cluster a graph by the Leiden algorithm, repeated until the modularity no longer grows.
 
     Parameters
     ----------
@@ -39,35 +43,36 @@ def leiden(connectivities: sparse.spmatrix, resolution: float = 1.0, seed: int =
 
     References
     ----------
-    Traag, Waltman, van Eck, Scientific Reports 2019, doi:10.1038/s41598-019-41695-z.
+    Traag, Waltman, van Eck, Scientific Reports 2019, doi:10.1038/s41598-019-41695-z. A cell joins the best of the
+    communities open to it, where the paper draws one of the good ones.
     """
-    from sknetwork.clustering import Leiden
-
-    return _communities(Leiden, connectivities, resolution, seed)
+    return _communities(connectivities, resolution, seed, refine=True)
 
 
 def louvain(connectivities: sparse.spmatrix, resolution: float = 1.0, seed: int = 0) -> np.ndarray:
-    """Cluster a graph by the Louvain algorithm.
+    """Cluster a graph by the Louvain algorithm, repeated until the modularity no longer grows.
 
-    Parameters, result and errors are those of `leiden`. Louvain clusters can be badly connected inside; Leiden's
-    cannot, so prefer `leiden` unless an earlier analysis has to be repeated.
+    Louvain clusters can be badly connected inside; Leiden's cannot, so prefer `leiden` unless an earlier analysis has
+    to be repeated. Errors are those of `leiden`.
 
     Parameters
     ----------
     connectivities
-        Weighted undirected graph, sparse, shape (n, n).
+        Weighted undirected graph, sparse, shape (n, n), weights not negative.
     resolution
         Larger values give more and smaller clusters.
     seed
         Order in which cells are visited.
 
+    Returns
+    -------
+    Cluster of every cell, shape (n,), int32; 0 is the largest cluster.
+
     References
     ----------
     Blondel et al., J. Stat. Mech. 2008, doi:10.1088/1742-5468/2008/10/P10008.
     """
-    from sknetwork.clustering import Louvain
-
-    return _communities(Louvain, connectivities, resolution, seed)
+    return _communities(connectivities, resolution, seed, refine=False)
 
 
 def modularity(connectivities: sparse.spmatrix, clusters: np.ndarray, resolution: float = 1.0) -> float:
@@ -82,48 +87,189 @@ def modularity(connectivities: sparse.spmatrix, clusters: np.ndarray, resolution
     resolution
         Factor of the part expected by chance.
 
+    Returns
+    -------
+    Between -1/2 and 1 at resolution 1.
+
     References
     ----------
     Newman & Girvan, Phys. Rev. E 2004, doi:10.1103/PhysRevE.69.026113.
     """
-    graph = _checked(connectivities)
-    inside = graph.data[np.repeat(clusters, np.diff(graph.indptr)) == clusters[graph.indices]].sum(dtype=np.float64)
-    degree = np.asarray(graph.sum(axis=1, dtype=np.float64)).ravel()
+    return _modularity(_checked(connectivities), np.asarray(clusters), resolution)
+
+
+def _modularity(graph: sparse.csr_matrix, clusters: np.ndarray, resolution: float) -> float:
+    inside = graph.data[np.repeat(clusters, np.diff(graph.indptr)) == clusters[graph.indices]].sum()
+    degree = _degree(graph)
     total = degree.sum()
     return float(inside / total - resolution * ((np.bincount(clusters, weights=degree) / total) ** 2).sum())
 
 
-def _communities(
-    algorithm: Callable[..., Any], connectivities: sparse.spmatrix, resolution: float, seed: int
-) -> np.ndarray:
+def _communities(connectivities: sparse.spmatrix, resolution: float, seed: int, refine: bool) -> np.ndarray:
     if not resolution > 0:
         raise ParameterError(f"`resolution` must be positive, not {resolution}.")
     graph = _checked(connectivities)
-    model = algorithm(
-        resolution=resolution, shuffle_nodes=True, random_state=seed, return_probs=False, return_aggregate=False
-    )
-    return _by_size(model.fit_predict(graph))
+    rng = np.random.default_rng(seed)
+    clusters, quality = np.arange(graph.shape[0]), -np.inf
+    for _ in range(_PASSES):
+        found = _one_pass(graph, clusters, resolution, rng, refine)
+        reached = _modularity(graph, found, resolution)
+        if reached <= quality + 1e-7:
+            break
+        clusters, quality = found, reached
+    return _by_size(clusters)
 
 
 def _checked(connectivities: sparse.spmatrix) -> sparse.csr_matrix:
     if not sparse.issparse(connectivities) or connectivities.shape[0] != connectivities.shape[1]:
         raise DataError("The graph must be a sparse matrix with as many rows as columns: one of each per cell.")
-    graph = sparse.csr_matrix(connectivities, dtype=np.float32, copy=True)
+    graph = sparse.csr_matrix(connectivities, dtype=np.float64, copy=True)
     if not np.isfinite(graph.data).all() or (graph.data < 0).any():
         raise DataError("The graph holds negative, NaN or infinite weights. Give connectivities, not distances.")
-    graph.setdiag(0)
+    graph.data[np.repeat(np.arange(graph.shape[0]), np.diff(graph.indptr)) == graph.indices] = 0
     graph.eliminate_zeros()
     if graph.nnz == 0:
         raise DataError("The graph has no edges, so there is nothing to cluster.")
-    if (abs(graph - graph.T)).nnz:
-        graph = (graph + graph.T) * np.float32(0.5)
-    return graph.tocsr()
+    opposite = graph.T.tocsr()
+    return graph if abs(graph - opposite).nnz == 0 else ((graph + opposite) * 0.5).tocsr()
+
+
+def _degree(graph: sparse.csr_matrix) -> np.ndarray:
+    return np.asarray(graph.sum(axis=1)).ravel()
+
+
+def _one_pass(
+    graph: sparse.csr_matrix, start: np.ndarray, resolution: float, rng: np.random.Generator, refine: bool
+) -> np.ndarray:
+    """Move cells, then groups of cells, then groups of groups, from the clusters `start` on."""
+    place = np.arange(graph.shape[0])  # of every cell in the graph of the current level
+    level, labels = graph, _compact(start)
+    scale = resolution / graph.sum()
+    while True:
+        mass, n = _degree(level), level.shape[0]
+        lists = (level.indptr, level.indices, level.data, mass)
+        labels = _compact(_move(*lists, labels, rng.permutation(n), scale))
+        parts = _compact(_refined(*lists, labels, rng.permutation(n), scale)) if refine else labels
+        n_parts = int(parts.max()) + 1
+        if n_parts == n:
+            return labels[place]
+        place = parts[place]
+        merge = sparse.csr_matrix((np.ones(n), parts, np.arange(n + 1)), shape=(n, n_parts))
+        level = (merge.T @ level @ merge).tocsr()
+        of_parts = np.empty(n_parts, dtype=labels.dtype)
+        of_parts[parts] = labels
+        labels = of_parts if refine else np.arange(n_parts)
+
+
+def _compact(labels: np.ndarray) -> np.ndarray:
+    return np.unique(labels, return_inverse=True)[1].astype(np.int64)
 
 
 def _by_size(clusters: np.ndarray) -> np.ndarray:
     """Number clusters by falling size; equal sizes by the first cell, so that the numbers do not depend on luck."""
     _, first, codes, sizes = np.unique(clusters, return_index=True, return_inverse=True, return_counts=True)
-    order = np.lexsort((first, -sizes))
-    rank = np.empty(len(order), dtype=np.int32)
-    rank[order] = np.arange(len(order))
+    rank = np.empty(len(sizes), dtype=np.int32)
+    rank[np.lexsort((first, -sizes))] = np.arange(len(sizes))
     return rank[codes]
+
+
+@njit(cache=True, nogil=True)
+def _move(indptr, indices, weights, mass, labels, order, scale):  # pragma: no cover  (compiled)
+    """Move nodes to the community that gains most; neighbours of a moved node get another turn."""
+    n = len(mass)
+    labels = labels.copy()
+    total, size, link = np.zeros(n), np.zeros(n, np.int64), np.zeros(n)
+    for v in range(n):
+        total[labels[v]] += mass[v]
+        size[labels[v]] += 1
+    empty = np.empty(n + 1, np.int64)
+    n_empty = 0
+    for c in range(n):
+        if size[c] == 0:
+            empty[n_empty] = c
+            n_empty += 1
+    queue, waiting, seen = order.copy(), np.ones(n, np.bool_), np.empty(n, np.int64)
+    head, length = 0, n
+    while length > 0:
+        v = queue[head]
+        head = (head + 1) % n
+        length -= 1
+        waiting[v] = False
+        n_seen = 0
+        for e in range(indptr[v], indptr[v + 1]):
+            if indices[e] != v:
+                c = labels[indices[e]]
+                if link[c] == 0:
+                    seen[n_seen] = c
+                    n_seen += 1
+                link[c] += weights[e]
+        old = labels[v]
+        total[old] -= mass[v]
+        best, gain = old, link[old] - scale * mass[v] * total[old]
+        if gain < -_NOTHING and size[old] > 1:
+            best, gain = empty[n_empty - 1], 0.0  # alone
+        for s in range(n_seen):
+            c = seen[s]
+            found = link[c] - scale * mass[v] * total[c]
+            if found > gain + _NOTHING:
+                best, gain = c, found
+        for s in range(n_seen):
+            link[seen[s]] = 0
+        total[best] += mass[v]
+        if best == old:
+            continue
+        if size[best] == 0:
+            n_empty -= 1
+        size[best] += 1
+        size[old] -= 1
+        if size[old] == 0:
+            empty[n_empty] = old
+            n_empty += 1
+        labels[v] = best
+        for e in range(indptr[v], indptr[v + 1]):
+            u = indices[e]
+            if labels[u] != best and not waiting[u]:
+                queue[(head + length) % n] = u
+                length += 1
+                waiting[u] = True
+    return labels
+
+
+@njit(cache=True, nogil=True)
+def _refined(indptr, indices, weights, mass, labels, order, scale):  # pragma: no cover  (compiled)
+    """Split every community into well-connected parts: single nodes join parts, and only inside their community."""
+    n = len(mass)
+    parts, alone = np.arange(n), np.ones(n, np.bool_)
+    community, part, outward, link = np.zeros(n), mass.copy(), np.zeros(n), np.zeros(n)
+    for v in range(n):
+        community[labels[v]] += mass[v]
+        for e in range(indptr[v], indptr[v + 1]):
+            if indices[e] != v and labels[indices[e]] == labels[v]:
+                outward[v] += weights[e]  # of a part: weight to the rest of its community
+    seen = np.empty(n, np.int64)
+    for v in order:
+        whole = community[labels[v]]
+        if not alone[v] or outward[v] < scale * mass[v] * (whole - mass[v]):
+            continue
+        n_seen = 0
+        for e in range(indptr[v], indptr[v + 1]):
+            u = indices[e]
+            if u != v and labels[u] == labels[v]:
+                p = parts[u]
+                if link[p] == 0:
+                    seen[n_seen] = p
+                    n_seen += 1
+                link[p] += weights[e]
+        best, gain = v, _NOTHING
+        for s in range(n_seen):
+            p = seen[s]
+            found = link[p] - scale * mass[v] * part[p]
+            if found > gain and outward[p] >= scale * part[p] * (whole - part[p]):
+                best, gain = p, found
+        if best != v:
+            outward[best] += outward[v] - 2 * link[best]
+            part[best] += mass[v]
+            parts[v], alone[v], alone[best] = best, False, False
+        for s in range(n_seen):
+            link[seen[s]] = 0
+    return parts

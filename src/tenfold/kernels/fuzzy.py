@@ -1,4 +1,4 @@
-"""Connectivities of a neighbour graph as UMAP and Scanpy define them, without importing UMAP (seconds of compilation)."""
+"""UMAP connectivities of a neighbour graph, as Scanpy uses them, without importing UMAP (seconds of compilation)."""
 
 from __future__ import annotations
 
