@@ -56,7 +56,7 @@ class Checkpoint:
         tensors: dict[str, torch.Tensor] = {}
         header = json.dumps({"fingerprint": self.fingerprint, "state": _pack(state, "", tensors)})
         self.path.parent.mkdir(parents=True, exist_ok=True)
-        fresh = self.path.with_suffix(f".{os.getpid()}.tmp")
+        fresh = self.path.with_suffix(".tmp")  # always the same name: what a killed process left is overwritten
         try:
             save_file(tensors, fresh, metadata={"training": header})
             with open(fresh, "rb") as file:

@@ -9,6 +9,7 @@ from torch.nn import Module
 
 from tenfold.engine.phases import Batch, Phase, Progress
 from tenfold.errors import TrainingError
+from tenfold.kernels.rows import SparseRows
 
 #: Steps between two looks at losses on a GPU: each look makes the processor wait for the device.
 LOOK_EVERY = 50
@@ -128,7 +129,7 @@ def _causes(batch: Batch | None, weights: list[str], learning_rates: list[float]
     rates = " and ".join(f"{rate:g}" for rate in dict.fromkeys(learning_rates))
     lower = f"lower the learning rate (now {rates}) or clip gradients" if rates else "clip gradients"
     for key, value in (batch or {}).items():
-        values = getattr(value, "values", value)
+        values = value.values if isinstance(value, SparseRows) else value
         if key == "index" or not isinstance(values, torch.Tensor) or values.numel() == 0:
             continue
         if not torch.isfinite(values).all():
