@@ -1,4 +1,4 @@
-"""Mixture of linear models: cells with soft clusters and categorical covariates, one ridge regression a cluster.
+"""Mixture of linear models: soft clusters of cells, and in each a ridge regression on categorical covariates.
 
 Everything is computed from sums over groups of cells (a group is a combination of covariate levels): with the cells
 sorted by group, these sums and the correction itself are matrix products of contiguous rows.
@@ -9,7 +9,11 @@ from __future__ import annotations
 from typing import NamedTuple
 
 import numpy as np
+from numba import njit
 
+_LLOYD_STEPS = 10
+_SEEDING_CELLS = 20_000  # k-means on more cells than this does not move the centroids noticeably
+_CHUNK = 2048  # rows whose affinities fit the processor's cache
 _SUPPORT = 1e-5  # share of a batch's cells below which a cluster says nothing about that batch
 
 
@@ -46,11 +50,92 @@ def unit_rows(points: np.ndarray) -> np.ndarray:
     return points / np.maximum(norm, 1e-12)[:, None]
 
 
+def seed_centroids(unit: np.ndarray, n_clusters: int, rng: np.random.Generator) -> np.ndarray:
+    """Return unit centroids, (n_clusters, d): k-means++ and ten Lloyd steps on (at most 20,000) unit rows."""
+    if len(unit) > _SEEDING_CELLS:
+        unit = unit[np.sort(rng.choice(len(unit), _SEEDING_CELLS, replace=False))]
+    chosen = [int(rng.integers(len(unit)))]
+    nearest = np.full(len(unit), np.inf, dtype=np.float32)
+    for _ in range(n_clusters - 1):
+        nearest = np.minimum(nearest, np.maximum(2 - 2 * (unit @ unit[chosen[-1]]), 0))
+        weight = np.cumsum(nearest, dtype=np.float64)
+        chosen.append(min(int(np.searchsorted(weight, rng.random() * weight[-1], side="right")), len(unit) - 1))
+    centroids = unit[chosen]
+    for _ in range(_LLOYD_STEPS):
+        score = unit @ centroids.T
+        score -= 0.5 * np.einsum("ij,ij->i", centroids, centroids)
+        belongs = np.zeros_like(score)
+        belongs[np.arange(len(unit)), score.argmax(axis=1)] = 1
+        size = belongs.sum(axis=0)
+        centroids = np.where(size[:, None] > 0, belongs.T @ unit / np.maximum(size, 1)[:, None], centroids)
+    return unit_rows(centroids)
+
+
+def soft_assign(unit: np.ndarray, centroids: np.ndarray, sigma: float) -> tuple[np.ndarray, float]:
+    """Return exp(-D / sigma) normalised over clusters, (n, k) float32, and the sum of the logs of the norms."""
+    assigned = np.empty((len(unit), len(centroids)), dtype=np.float32)
+    log_norm, columns = 0.0, np.ascontiguousarray(centroids.T) * np.float32(2 / sigma)
+    for at in range(0, len(unit), _CHUNK):
+        block = np.matmul(unit[at : at + _CHUNK], columns, out=assigned[at : at + _CHUNK])
+        highest = block.max(axis=1, keepdims=True)
+        block -= highest
+        np.exp(block, out=block)
+        norm = block.sum(axis=1, keepdims=True)
+        block /= norm
+        log_norm += float((np.log(norm, dtype=np.float64) + highest - 2 / sigma).sum())
+    return assigned, log_norm
+
+
+@njit(cache=True, fastmath=True, nogil=True)
+def reassign(affinity, cells, group, factor, mass, store):  # pragma: no cover - compiled
+    """Assign `cells` in proportion to affinity × factor; fill their `mass` (groups, k); return the sum of log norms.
+
+    With `store` the assignments replace the affinities of these cells.
+    """
+    n_clusters = affinity.shape[1]
+    mass[:] = 0.0
+    row = np.empty(n_clusters, dtype=np.float32)
+    total = 0.0
+    for i in cells:
+        g = group[i]
+        norm = np.float32(1e-30)
+        for k in range(n_clusters):
+            row[k] = affinity[i, k] * factor[g, k]
+            norm += row[k]
+        inverse = np.float32(1.0) / norm
+        total += np.log(norm)
+        for k in range(n_clusters):
+            mass[g, k] += row[k] * inverse
+        if store:
+            for k in range(n_clusters):
+                affinity[i, k] = row[k] * inverse
+    return total
+
+
+def group_factor(log_factor: np.ndarray, design: Design, combine: str) -> np.ndarray:
+    """Return the diversity factor per group, (n_groups, k) float32, scaled to a largest entry of 1 in each group."""
+    member = design.membership
+    factor = member @ np.exp(log_factor) if combine == "sum" else np.exp(member @ log_factor)
+    factor /= factor.max(axis=1, keepdims=True)
+    return np.maximum(factor, 1e-30).astype(np.float32)
+
+
 def tables(mass: np.ndarray, design: Design) -> tuple[np.ndarray, np.ndarray]:
     """Return observed and expected mass per level and cluster, (n_levels, k), from the mass per group."""
     observed = design.membership.T @ mass
     share = design.sizes / len(design.group)
     return observed, share[:, None] * mass.sum(axis=0)
+
+
+def separation_of(mass: np.ndarray, design: Design) -> float:
+    """Return how far the levels of a covariate are from their overall share in every cluster.
+
+    0: all levels have the same share everywhere; 1: no cluster holds two levels. Largest over the covariates.
+    """
+    observed, expected = tables(mass, design)
+    apart = np.bincount(design.covariate, np.abs(observed - expected).sum(axis=1)) / (2 * mass.sum())
+    most = 1 - np.bincount(design.covariate, (design.sizes / len(design.group)) ** 2)
+    return float(np.max(apart / np.maximum(most, 1e-12)))
 
 
 def grouped_moments(assigned: np.ndarray, points: np.ndarray, design: Design) -> np.ndarray:
@@ -82,7 +167,7 @@ def ridge_offsets(
     supported = observed / design.sizes[:, None] > _SUPPORT
     of_covariate = design.covariate[:, None] == design.covariate
     supported &= of_covariate @ supported.astype(np.int64) >= 2
-    if len(design.sizes) == len(mass):
+    if design.covariate.max() == 0:
         offsets, intercept = _closed_form(observed, moments, np.maximum(penalty, 1e-12), supported)
     else:
         offsets, intercept = _solve(mass, moments, design, penalty, supported)
@@ -95,8 +180,7 @@ def _closed_form(
     observed: np.ndarray, moments: np.ndarray, penalty: np.ndarray, supported: np.ndarray
 ) -> tuple[np.ndarray, np.ndarray]:
     """One covariate: groups are levels, and eliminating the offsets leaves a weighted mean for the intercept."""
-    weight = np.where(supported, penalty / (observed + penalty), 0.0)
-    weight[:, ~supported.any(axis=0)] = 1.0  # nothing to correct: the plain mean
+    weight = np.where(supported, penalty / (observed + penalty), 1.0)  # a level without an offset counts in full
     norm = np.maximum((weight * observed).sum(axis=0), 1e-12)
     intercept = np.einsum("bk,bkd->kd", weight, moments) / norm[:, None]
     offsets = (moments - observed[..., None] * intercept) / (observed + penalty)[..., None]

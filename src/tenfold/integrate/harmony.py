@@ -6,10 +6,9 @@ import warnings
 from typing import TYPE_CHECKING, Literal
 
 import numpy as np
-from numba import njit
 
+from tenfold.data import mixture
 from tenfold.data.inputs import Inputs
-from tenfold.data.mixture import Design, grouped_moments, make_design, move_cells, ridge_offsets, tables, unit_rows
 from tenfold.errors import ParameterError
 from tenfold.method import Embedder, Method, MethodInfo, param
 
@@ -17,11 +16,10 @@ if TYPE_CHECKING:
     from anndata import AnnData
 
 _ROUNDS = 4  # clustering rounds per outer iteration; the reference's inner stopping test cannot fire before the fifth
-_LLOYD_STEPS = 10
-_SEEDING_CELLS = 20_000  # k-means on more cells than this does not move the centroids noticeably
-_TOLERANCE = 1e-2
+_TOLERANCE = 1e-2  # relative change of the objective
+_STILL_MERGING = 0.02  # change of the separation of the batches
+_SEPARATE = 0.5
 _FEW_CELLS = 30
-_CHUNK = 2048  # rows whose affinities fit the processor's cache
 
 
 class Harmony(Method, Embedder):
@@ -65,9 +63,10 @@ class Harmony(Method, Embedder):
     max_iter
         Largest number of outer iterations.
     stop
-        ``"guarded"`` stops after two consecutive changes of the objective below 1 %, never before the third
-        iteration. ``"reference"`` stops at the first change below 1 % or rise, which under a strong batch effect can be
-        the first iteration, with the batches unmixed.
+        ``"guarded"`` stops after two consecutive iterations in which the objective changes by less than 1 % and the
+        separation of the batches by less than 0.02, never before the third. ``"reference"`` stops at the first change
+        of the objective below 1 % or rise, which under a strong batch effect can be the first iteration, with the
+        batches unmixed; its default for `max_iter` is 10.
     combine
         How the penalties of several covariates combine in one cell: their ``"sum"`` (the R package's) or ``"product"``.
     diversity
@@ -87,6 +86,9 @@ class Harmony(Method, Embedder):
         Unit centroids, (n_clusters, n_components), float32.
     objective_
         Objective at the start and after each outer iteration.
+    separation_
+        Separation of the batches after each outer iteration: 0 when they have their overall shares in every cluster,
+        1 when no cluster holds two of them. Of several covariates, the most separate one.
     n_iter_
         Outer iterations run.
 
@@ -94,6 +96,11 @@ class Harmony(Method, Embedder):
     ------
     ParameterError
         More clusters than cells, or a list of thetas whose length is not that of the covariates.
+
+    Warns
+    -----
+    UserWarning
+        A batch of few cells, or batches that remain in separate clusters.
 
     Examples
     --------
@@ -130,7 +137,7 @@ class Harmony(Method, Embedder):
     alpha: float = param(0.2, low=1e-6)
     tau: float = param(0.0, low=0.0)
     block_size: float = param(0.05, low=1e-3, high=1.0)
-    max_iter: int = param(10, low=1)
+    max_iter: int = param(20, low=1)
     stop: Literal["guarded", "reference"] = "guarded"
     combine: Literal["sum", "product"] = "sum"
     diversity: Literal["bounded", "original"] = "bounded"
@@ -148,29 +155,32 @@ class Harmony(Method, Embedder):
 
     def _harmonize(self, start: np.ndarray, covariates: list[np.ndarray]) -> None:
         """Run the outer iterations on coordinates `start`, (n, d), and integer `covariates`, each (n,)."""
-        design = make_design(covariates)
+        design = mixture.make_design(covariates)
         n_clusters = self.n_clusters or max(2, min(round(len(start) / 30), 100))
         theta = self._theta_of_levels(design, n_clusters)
         if n_clusters > len(start):
             raise ParameterError(f"Harmony: n_clusters={n_clusters} is more than the {len(start)} cells there are.")
         rng = np.random.default_rng(self.seed)
         original = np.ascontiguousarray(start[design.order], dtype=np.float32)
-        corrected, objective = original, []
-        centroids = seed_centroids(unit_rows(original), n_clusters, rng)
+        corrected, objective, separation = original, [], []
+        centroids = mixture.seed_centroids(mixture.unit_rows(original), n_clusters, rng)
         while True:
-            assigned, log_norm = soft_assign(unit_rows(corrected), centroids, self.sigma)
+            assigned, log_norm = mixture.soft_assign(mixture.unit_rows(corrected), centroids, self.sigma)
             mass, trace = self._diversify(assigned, log_norm, design, theta, rng)
             objective += trace if not objective else trace[1:]
-            moments = grouped_moments(assigned, original, design)
-            offsets, centroids = ridge_offsets(mass, moments, design, self.lamb, self.alpha, centroids)
-            corrected = move_cells(original, assigned, offsets, design)
-            if len(objective) > self.max_iter or converged(objective, self.stop):
+            separation.append(mixture.separation_of(mass, design))
+            moments = mixture.grouped_moments(assigned, original, design)
+            offsets, centroids = mixture.ridge_offsets(mass, moments, design, self.lamb, self.alpha, centroids)
+            corrected = mixture.move_cells(original, assigned, offsets, design)
+            if len(separation) == self.max_iter or converged(objective, separation, self.stop):
                 break
+        if separation[-1] > _SEPARATE:
+            _warn_of_separate_batches(separation)
         back = np.argsort(design.order)
         self.embedding_, self.assignments_, self.centroids_ = corrected[back], assigned[back], centroids
-        self.objective_, self.n_iter_ = objective, len(objective) - 1
+        self.objective_, self.separation_, self.n_iter_ = objective, separation, len(separation)
 
-    def _theta_of_levels(self, design: Design, n_clusters: int) -> np.ndarray:
+    def _theta_of_levels(self, design: mixture.Design, n_clusters: int) -> np.ndarray:
         n_covariates = int(design.covariate.max()) + 1
         given = self.theta if isinstance(self.theta, list) else [self.theta] * n_covariates
         if len(given) != n_covariates or min(given) < 0:
@@ -192,7 +202,7 @@ class Harmony(Method, Embedder):
         return theta[:, None] * plain, plain
 
     def _diversify(
-        self, assigned: np.ndarray, log_norm: float, design: Design, theta: np.ndarray, rng: np.random.Generator
+        self, assigned: np.ndarray, log_norm: float, design: mixture.Design, theta: np.ndarray, rng: np.random.Generator
     ) -> tuple[np.ndarray, list[float]]:
         """Re-assign the cells block by block (in place); return mass per group and cluster, and objective before/after.
 
@@ -204,24 +214,24 @@ class Harmony(Method, Embedder):
         masses = np.zeros((n_blocks, *design.membership.shape[:1], assigned.shape[1]))
         flat = np.ones(masses.shape[1:], dtype=np.float32)
         for block, mass in zip(blocks, masses, strict=True):
-            reassign(assigned, block, design.group, flat, mass, False)
+            mixture.reassign(assigned, block, design.group, flat, mass, False)
         total, fit = masses.sum(axis=0), -log_norm
         trace = [self._objective(fit, total, design, theta)]
         for step in range(_ROUNDS):
             fit = -log_norm
             for b in rng.permutation(n_blocks):
                 total -= masses[b]
-                observed, expected = tables(total, design)
+                observed, expected = mixture.tables(total, design)
                 log_factor, _ = self._penalty(observed, expected, theta)
-                factor = group_factor(log_factor, design, self.combine)
-                fit -= reassign(assigned, blocks[b], design.group, factor, masses[b], step == _ROUNDS - 1)
+                factor = mixture.group_factor(log_factor, design, self.combine)
+                fit -= mixture.reassign(assigned, blocks[b], design.group, factor, masses[b], step == _ROUNDS - 1)
                 fit += float((masses[b] * np.log(factor)).sum())
                 total += masses[b]
         return total, [*trace, self._objective(fit, total, design, theta)]
 
-    def _objective(self, fit: float, mass: np.ndarray, design: Design, theta: np.ndarray) -> float:
+    def _objective(self, fit: float, mass: np.ndarray, design: mixture.Design, theta: np.ndarray) -> float:
         """Return the objective; `fit` is sum R (D / sigma + log R), which the factors give without a pass over R."""
-        observed, expected = tables(mass, design)
+        observed, expected = mixture.tables(mass, design)
         _, plain = self._penalty(observed, expected, theta)
         penalty = -(observed * theta[:, None] * plain).sum()
         return float(2000 / len(design.group) * self.sigma * (fit + penalty))
@@ -238,84 +248,18 @@ class Harmony(Method, Embedder):
         return self.embedding_
 
 
-def seed_centroids(unit: np.ndarray, n_clusters: int, rng: np.random.Generator) -> np.ndarray:
-    """Return unit centroids, (n_clusters, d): k-means++ and ten Lloyd steps on (at most 20,000) unit rows."""
-    if len(unit) > _SEEDING_CELLS:
-        unit = unit[np.sort(rng.choice(len(unit), _SEEDING_CELLS, replace=False))]
-    chosen = [int(rng.integers(len(unit)))]
-    nearest = np.full(len(unit), np.inf, dtype=np.float32)
-    for _ in range(n_clusters - 1):
-        nearest = np.minimum(nearest, np.maximum(2 - 2 * (unit @ unit[chosen[-1]]), 0))
-        weight = np.cumsum(nearest, dtype=np.float64)
-        chosen.append(min(int(np.searchsorted(weight, rng.random() * weight[-1], side="right")), len(unit) - 1))
-    centroids = unit[chosen]
-    for _ in range(_LLOYD_STEPS):
-        score = unit @ centroids.T
-        score -= 0.5 * np.einsum("ij,ij->i", centroids, centroids)
-        belongs = np.zeros_like(score)
-        belongs[np.arange(len(unit)), score.argmax(axis=1)] = 1
-        size = belongs.sum(axis=0)
-        centroids = np.where(size[:, None] > 0, belongs.T @ unit / np.maximum(size, 1)[:, None], centroids)
-    return unit_rows(centroids)
+def converged(objective: list[float], separation: list[float], rule: str) -> bool:
+    """Tell whether the outer iterations may stop; `objective` starts with its value before the first.
 
-
-def soft_assign(unit: np.ndarray, centroids: np.ndarray, sigma: float) -> tuple[np.ndarray, float]:
-    """Return exp(-D / sigma) normalised over clusters, (n, k) float32, and the sum of the logs of the norms."""
-    assigned = np.empty((len(unit), len(centroids)), dtype=np.float32)
-    log_norm, columns = 0.0, np.ascontiguousarray(centroids.T) * np.float32(2 / sigma)
-    for at in range(0, len(unit), _CHUNK):
-        block = np.matmul(unit[at : at + _CHUNK], columns, out=assigned[at : at + _CHUNK])
-        highest = block.max(axis=1, keepdims=True)
-        block -= highest
-        np.exp(block, out=block)
-        norm = block.sum(axis=1, keepdims=True)
-        block /= norm
-        log_norm += float((np.log(norm, dtype=np.float64) + highest - 2 / sigma).sum())
-    return assigned, log_norm
-
-
-@njit(cache=True, fastmath=True, nogil=True)
-def reassign(affinity, cells, group, factor, mass, store):  # pragma: no cover - compiled
-    """Assign `cells` in proportion to affinity × factor; fill their `mass` (groups, k); return the sum of log norms.
-
-    With `store` the assignments replace the affinities of these cells.
+    Under a strong batch effect the first iterations hardly lower the objective, because few clusters hold two batches
+    at first; that the batches are still coming together shows in their separation.
     """
-    n_clusters = affinity.shape[1]
-    mass[:] = 0.0
-    row = np.empty(n_clusters, dtype=np.float32)
-    total = 0.0
-    for i in cells:
-        g = group[i]
-        norm = np.float32(1e-30)
-        for k in range(n_clusters):
-            row[k] = affinity[i, k] * factor[g, k]
-            norm += row[k]
-        inverse = np.float32(1.0) / norm
-        total += np.log(norm)
-        for k in range(n_clusters):
-            mass[g, k] += row[k] * inverse
-        if store:
-            for k in range(n_clusters):
-                affinity[i, k] = row[k] * inverse
-    return total
-
-
-def group_factor(log_factor: np.ndarray, design: Design, combine: str) -> np.ndarray:
-    """Return the diversity factor per group, (n_groups, k) float32, scaled to a largest entry of 1 in each group."""
-    if combine == "sum":
-        factor = design.membership @ np.exp(log_factor)
-    else:
-        factor = np.exp(design.membership @ log_factor)
-    factor /= factor.max(axis=1, keepdims=True)
-    return np.maximum(factor, 1e-30).astype(np.float32)
-
-
-def converged(objective: list[float], rule: str) -> bool:
-    """Tell whether the outer iterations may stop; `objective` starts with its value before the first."""
     change = -np.diff(objective) / np.abs(objective[:-1])
     if rule == "reference":
         return bool(change[-1] < _TOLERANCE)
-    return len(change) >= 3 and bool((np.abs(change[-2:]) < _TOLERANCE).all())
+    settled = np.abs(change[1:]) < _TOLERANCE
+    settled &= np.abs(np.diff(separation)) < _STILL_MERGING
+    return len(settled) >= 2 and bool(settled[-2:].all())
 
 
 def _warn_of_few_cells(values: np.ndarray, names: list[str]) -> None:
@@ -327,3 +271,13 @@ def _warn_of_few_cells(values: np.ndarray, names: list[str]) -> None:
             "cells. Raise tau (e.g. tau=5), merge them with a similar batch, or read their placement with care.",
             stacklevel=2,
         )
+
+
+def _warn_of_separate_batches(separation: list[float]) -> None:
+    warnings.warn(
+        f"The batches are still in separate clusters after {len(separation)} iterations (separation "
+        f"{separation[-1]:.2f}; 0 is mixed). Either they share no cell type, and should stay apart, or the batch "
+        "effect is larger than the differences between types: then use softer clusters (sigma=0.3), or take out its "
+        "linear part first (run combat, and start Harmony from it with use_rep='X_combat').",
+        stacklevel=2,
+    )
