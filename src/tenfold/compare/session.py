@@ -25,7 +25,7 @@ from tenfold.compare.results import Comparison, collect
 from tenfold.compare.tasks import compared_task
 from tenfold.compare.worker import Job, empty_record
 from tenfold.data.inputs import Inputs
-from tenfold.data.read import write_h5ad
+from tenfold.data.writing import write_h5ad
 from tenfold.errors import DataError, ParameterError, RoleError, closest
 from tenfold.task import Assessment, ComparedTask
 

@@ -83,7 +83,7 @@ def empty_record(job: Job) -> dict[str, Any]:
 def _carry_out(job: Job, record: dict[str, Any]) -> None:
     from tenfold import catalog
     from tenfold.compare.tasks import compared_task
-    from tenfold.data.read import read
+    from tenfold.data.reading import read
 
     adata, task = read(job.data), compared_task(job.task)
 

@@ -267,5 +267,5 @@ def _available(adata: AnnData) -> str:
 
 
 def _listed(names: Iterable[object], most: int = 15) -> str:
-    names = [f"'{name}'" for name in names]
-    return ", ".join(names[:most]) + (f" and {len(names) - most:,} more" if len(names) > most else "")
+    quoted = [f"'{name}'" for name in names]
+    return ", ".join(quoted[:most]) + (f" and {len(quoted) - most:,} more" if len(quoted) > most else "")

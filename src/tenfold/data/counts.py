@@ -75,8 +75,8 @@ def counts_layer(adata: AnnData, layer: str | None = None) -> sparse.csr_matrix:
         raise KeyMissingError(f"The data have no layer '{layer}'.{closest(layer, names)} {have}")
     matrix = adata.X if layer is None else adata.layers[layer]
     if matrix is None:
-        names = ", ".join(map(repr, adata.layers)) or "none"
-        raise KeyMissingError(f"X is empty. Name the layer that holds the counts with layer= (layers: {names}).")
+        layers = ", ".join(map(repr, adata.layers)) or "none"
+        raise KeyMissingError(f"X is empty. Name the layer that holds the counts with layer= (layers: {layers}).")
     return in_memory(matrix)
 
 
@@ -142,7 +142,8 @@ def check_counts(
     if len(empty):
         raise DataError(
             f"{_count(empty, 'cell has', 'cells have')} no counts in {where} "
-            f"(e.g. {_name(empty[0], cell_names, 'cell')}). Remove empty cells first: sc.pp.filter_cells(adata, min_counts=1)."
+            f"(e.g. {_name(empty[0], cell_names, 'cell')}). "
+            "Remove empty cells first: sc.pp.filter_cells(adata, min_counts=1)."
         )
     silent = csr.shape[1] - np.count_nonzero(np.bincount(csr.indices, minlength=csr.shape[1]))
     if silent:

@@ -158,7 +158,8 @@ def pca(lognorm: sparse.csr_matrix, n_components: int, seed: int = 0) -> PCAResu
         raise DataError(f"{n_cells} cells × {n_genes} genes are too few for a PCA; at least 3 of each are needed.")
     if n_components > most:
         warnings.warn(
-            f"n_components={n_components} is more than {n_cells:,} cells × {n_genes:,} genes have; {most} are computed.",
+            f"n_components={n_components} is more than {n_cells:,} cells × {n_genes:,} genes have; "
+            f"{most} are computed.",
             stacklevel=2,
         )
         n_components = most

@@ -11,7 +11,7 @@ import pandas as pd
 from anndata import AnnData
 
 from tenfold import metrics
-from tenfold.data import cluster, graph, simulate
+from tenfold.data import cluster, graph, simulation
 from tenfold.data.inputs import Inputs
 from tenfold.integrate._neighbors import K, Representation, nearest
 from tenfold.integrate._trial import (
@@ -264,7 +264,7 @@ def planted_effect(trial: Trial, adata: AnnData, seed: int) -> tuple[Control, li
 def _planted(
     adata: AnnData, halves: np.ndarray, seed: int, strength: float = 0.4, ambient: float = 0.05
 ) -> AnnData:
-    counts = simulate.plant_batch(Inputs(adata, {}).counts, halves, strength=strength, ambient=ambient, seed=seed)[0]
+    counts = simulation.plant_batch(Inputs(adata, {}).counts, halves, strength=strength, ambient=ambient, seed=seed)[0]
     planted = AnnData(counts, obs=adata.obs.copy(), var=adata.var.copy())
     planted.obs[BATCH] = pd.Categorical(np.where(halves == 1, "planted", "untouched"))
     return planted
