@@ -1,0 +1,128 @@
+"""Fully connected layers: sparse or dense input, covariates, normalisation, dropout."""
+
+from __future__ import annotations
+
+from math import sqrt
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from tenfold.kernels.rows import SparseRows
+from tenfold.kernels.sparse_linear import sparse_linear
+
+#: Batch norm as in the models of this family: slow running means, and a floor for the variance of silent units.
+BATCH_NORM: dict[str, Any] = {"momentum": 0.01, "eps": 1e-3}
+
+
+class Covariates(NamedTuple):
+    """What a network is told of each cell beside its expression.
+
+    Attributes
+    ----------
+    levels
+        Level of each categorical covariate, shape (n_cells, n_categorical), int64; None for no such covariates.
+    continuous
+        Continuous covariates, shape (n_cells, n_continuous); None for no such covariates.
+    """
+
+    levels: Tensor | None = None
+    continuous: Tensor | None = None
+
+
+#: A network that is told nothing.
+NOTHING = Covariates()
+
+
+class Layer(nn.Module):
+    """Linear map with covariates, then batch norm, layer norm, ReLU and dropout, each where asked for.
+
+    A categorical covariate adds a row of a table to the linear map, which is what a one-hot input would do, without the
+    input. A covariate of one level adds nothing. Initial weights are drawn as for a linear layer whose inputs include
+    the covariates.
+
+    Parameters
+    ----------
+    n_in, n_out
+        Width of input and output.
+    categories
+        Number of levels of each categorical covariate.
+    n_continuous
+        Number of continuous covariates.
+    batch_norm, layer_norm
+        Normalise each unit over the minibatch, each cell over the units (without parameters).
+    dropout
+        Share of units that are silenced in training.
+    """
+
+    def __init__(
+        self, n_in: int, n_out: int, *, categories: tuple[int, ...] = (), n_continuous: int = 0,
+        batch_norm: bool = True, layer_norm: bool = False, dropout: float = 0.0,
+    ):  # fmt: skip
+        super().__init__()
+        self.told = [column for column, n_levels in enumerate(categories) if n_levels > 1]
+        bound = 1 / sqrt(n_in + n_continuous + sum(categories[column] for column in self.told))
+
+        def drawn(*shape: int) -> nn.Parameter:
+            return nn.Parameter(torch.empty(*shape).uniform_(-bound, bound))
+
+        # Input-major, so that a sparse row gathers contiguous weights.
+        self.weight = drawn(n_in, n_out)
+        self.tables = nn.ParameterList([drawn(categories[column], n_out) for column in self.told])
+        self.slopes = drawn(n_continuous, n_out) if n_continuous else None
+        # Before batch norm a bias cancels.
+        self.bias = None if batch_norm else drawn(n_out)
+        self.batch_norm = nn.BatchNorm1d(n_out, **BATCH_NORM) if batch_norm else None
+        self.layer_norm = nn.LayerNorm(n_out, elementwise_affine=False) if layer_norm else None
+        self.dropout = dropout
+
+    def forward(self, x: Tensor | SparseRows, covariates: Covariates) -> Tensor:
+        """Map (n_cells, n_in) to (n_cells, n_out)."""
+        h = sparse_linear(x, self.weight) if isinstance(x, SparseRows) else x @ self.weight
+        for column, table in zip(self.told, self.tables, strict=True):
+            h = h + F.embedding(covariates.levels[:, column], table)  # type: ignore[index]
+        if self.slopes is not None:
+            h = h + covariates.continuous @ self.slopes  # type: ignore[operator]
+        if self.bias is not None:
+            h = h + self.bias
+        if self.batch_norm is not None:
+            h = self.batch_norm(h)
+        if self.layer_norm is not None:
+            h = self.layer_norm(h)
+        return F.dropout(F.relu(h), self.dropout, self.training)
+
+
+class MLP(nn.Module):
+    """A chain of `Layer`.
+
+    Parameters
+    ----------
+    n_in
+        Width of the input.
+    n_hidden
+        Width of every layer.
+    n_layers
+        Number of layers.
+    categories, n_continuous, batch_norm, layer_norm, dropout
+        As in `Layer`.
+    deep_covariates
+        Categorical covariates enter every layer rather than the first only. Continuous ones enter the first.
+    """
+
+    def __init__(
+        self, n_in: int, n_hidden: int, n_layers: int = 1, *, categories: tuple[int, ...] = (), n_continuous: int = 0,
+        batch_norm: bool = True, layer_norm: bool = False, dropout: float = 0.0, deep_covariates: bool = True,
+    ):  # fmt: skip
+        super().__init__()
+        shared: dict[str, Any] = {"batch_norm": batch_norm, "layer_norm": layer_norm, "dropout": dropout}
+        first = Layer(n_in, n_hidden, categories=categories, n_continuous=n_continuous, **shared)
+        told = categories if deep_covariates else ()
+        others = [Layer(n_hidden, n_hidden, categories=told, **shared) for _ in range(n_layers - 1)]
+        self.layers = nn.ModuleList([first, *others])
+
+    def forward(self, x: Tensor | SparseRows, covariates: Covariates = NOTHING) -> Tensor:
+        """Map (n_cells, n_in) to (n_cells, n_hidden)."""
+        for layer in self.layers:
+            x = layer(x, covariates)
+        return x  # type: ignore[return-value]
