@@ -7,7 +7,7 @@ from typing import Annotated, Any
 
 import typer
 
-from tenfold.cli.options import NO_VALUE, Data, Overwrite, with_roles
+from tenfold.cli.options import NO_VALUE, Data, Modality, Overwrite, with_roles
 
 
 @with_roles
@@ -27,6 +27,7 @@ def compare(
         float | None,
         typer.Option(metavar="GIB", help="Memory that one run may take (default: 80 % of what is free).", min=0.1),
     ] = None,
+    modality: Modality = "rna",
     resume: Annotated[
         bool, typer.Option("--resume", metavar=NO_VALUE, help="Go on in the folder; runs that are done are kept.")
     ] = False,
@@ -47,12 +48,12 @@ def compare(
     """
     from tenfold.cli.output import errors, show_comparison, stoppable, this_command
     from tenfold.compare import compare as compare_methods
-    from tenfold.data.read import read
+    from tenfold.data import read
 
     kept = f"Stopped. Runs that were done are kept in {out}; go on with: {_resuming(this_command('--resume'))}"
     with stoppable(kept):
         result = compare_methods(
-            task, read(data), methods,
+            task, read(data, modality), methods,
             out=out, seeds=seeds, timeout=timeout, memory_gb=memory_gb, controls=not no_controls,
             resume=resume, overwrite=overwrite, name=data.name, console=errors(), **roles,
         )  # fmt: skip

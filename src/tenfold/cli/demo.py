@@ -3,14 +3,11 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import Annotated
 
 import typer
 
 from tenfold.cli.options import Overwrite
-
-if TYPE_CHECKING:
-    from anndata import AnnData
 
 _WHAT_IT_IS = (
     "Real cells: 700 peripheral blood mononuclear cells of 10 labelled types, which come with Scanpy. "
@@ -38,26 +35,13 @@ def demo(
     """
     from tenfold.cli.output import console, errors, show_comparison, stoppable, this_command
     from tenfold.compare import compare
+    from tenfold.data import pbmc
 
     console().print(_WHAT_IT_IS + "\n")
     with stoppable(f"Stopped. Runs that were done are kept in {out}; go on with: {this_command()}"):
         result = compare(
-            "integrate", planted_batches(), methods,
+            "integrate", pbmc(planted_batch=True), methods,
             batch="batch", labels="cell_type", out=out, seeds=seeds, resume=not overwrite, overwrite=overwrite,
             name="demo: 700 PBMC with a planted batch effect", console=errors(),
         )  # fmt: skip
     show_comparison(result)
-
-
-def planted_batches(seed: int = 0) -> AnnData:
-    """Return `tenfold.data.pbmc` with ``obs["batch"]``: "as measured", and "planted" with a known batch effect."""
-    import numpy as np
-    import pandas as pd
-
-    from tenfold.data import pbmc, simulate
-
-    adata = pbmc()
-    halves = (np.random.default_rng(seed).random(adata.n_obs) < 0.5).astype(np.int32)
-    adata.X = simulate.plant_batch(adata.X, halves, seed=seed)[0]
-    adata.obs["batch"] = pd.Categorical(np.where(halves == 1, "planted", "as measured"))
-    return adata

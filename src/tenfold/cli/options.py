@@ -22,6 +22,7 @@ Data = Annotated[
     Path,
     typer.Argument(help="Data: .h5ad, .h5mu, .zarr, .loom, 10x .h5, 10x mtx folder or Visium folder."),
 ]
+Modality = Annotated[str, typer.Option(metavar="NAME", help="Of a MuData file (.h5mu): which part to take.")]
 Overwrite = Annotated[bool, typer.Option("--overwrite", metavar=NO_VALUE, help="Replace what is there.")]
 
 

@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import os
 import shlex
-import shutil
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -64,28 +62,6 @@ def checked_output(out: Path, overwrite: bool) -> Path:
     if out.is_dir() != (out.suffix == ".zarr") and out.exists():
         raise ParameterError(f"'{out}' is {'a folder' if out.is_dir() else 'a file'}; give another name.")
     return out
-
-
-def write_whole(adata: AnnData, out: Path) -> None:
-    """Write `adata` to .h5ad or .zarr under another name first, so that no half file is ever found at `out`."""
-    out.parent.mkdir(parents=True, exist_ok=True)
-    fresh = out.with_name(f".{out.stem}.{os.getpid()}{out.suffix}")
-    try:
-        if out.suffix == ".zarr":
-            adata.write_zarr(fresh)
-            _remove(out)
-        else:
-            adata.write_h5ad(fresh, compression="gzip")
-        os.replace(fresh, out)
-    finally:
-        _remove(fresh)
-
-
-def _remove(path: Path) -> None:
-    if path.is_dir():
-        shutil.rmtree(path)
-    else:
-        path.unlink(missing_ok=True)
 
 
 def slots(adata: AnnData) -> set[str]:

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from tenfold.cli.options import Data, Overwrite, parsed_settings, with_roles
+from tenfold.cli.options import Data, Modality, Overwrite, parsed_settings, with_roles
 
 if TYPE_CHECKING:
     from anndata import AnnData
@@ -32,6 +32,7 @@ def run(
         Path | None,
         typer.Option(metavar="FOLDER", help="Folder for training state; a stopped training goes on from it."),
     ] = None,
+    modality: Modality = "rna",
     overwrite: Overwrite = False,
     **roles: Any,
 ) -> None:
@@ -40,8 +41,8 @@ def run(
     Example: [bold]tenfold run integrate harmony cells.h5ad -o integrated.h5ad --batch donor --set n_clusters=50[/]
     """
     from tenfold import catalog
-    from tenfold.cli.output import checked_output, console, slots, stoppable, this_command, write_whole
-    from tenfold.data.read import read
+    from tenfold.cli.output import checked_output, console, slots, stoppable, this_command
+    from tenfold.data import read, write
 
     params = parsed_settings(settings)
     made = catalog.method(task, method, **params)  # a wrong name or value is told before the data are read
@@ -52,11 +53,11 @@ def run(
     kept = f"The training state is in {checkpoint}; go on with: {this_command()}"
     lost = "Give --checkpoint FOLDER to be able to go on after a stop"
     with stoppable(f"Stopped; nothing was written to {out}. {kept if checkpoint else lost}."):
-        adata = read(data)
+        adata = read(data, modality)
         before = slots(adata)
         fitted = catalog.run(task, method, adata, params=params, seed=seed, checkpoint=checkpoint, **roles)
         result = _synthetic(fitted, adata, n_cells) if samples else adata
-        write_whole(result, out)
+        write(result, out)
     wrote = f"{result.n_obs} synthetic cells" if samples else ", ".join(sorted(slots(adata) - before))
     run_ = fitted.run_
     console().print(

@@ -1,0 +1,34 @@
+"""Sphinx settings. The pages of the methods are written anew before every build."""
+
+import sys
+from pathlib import Path
+
+sys.path.insert(0, str(Path(__file__).parent))
+import generate
+
+from tenfold import __version__
+
+project = "tenfold"
+author = "The tenfold authors"
+copyright = "the tenfold authors, BSD-3-Clause"
+release = version = __version__
+
+extensions = ["sphinx.ext.autodoc", "sphinx.ext.napoleon", "sphinx.ext.viewcode", "myst_parser"]
+exclude_patterns = ["_build"]
+myst_enable_extensions = ["colon_fence", "deflist"]
+myst_heading_anchors = 3
+
+napoleon_google_docstring = False
+napoleon_use_rtype = False
+default_role = "py:obj"
+autodoc_typehints = "none"  # the docstrings say shapes and units, which the types do not
+autodoc_member_order = "bysource"
+add_module_names = False
+
+html_theme = "furo"
+html_title = f"tenfold {__version__}"
+
+
+def setup(app) -> None:
+    """Write the generated pages when a build starts."""
+    app.connect("builder-inited", lambda _: generate.write_method_pages(Path(__file__).parent / "methods"))
