@@ -277,7 +277,7 @@ def test_the_guard_names_extreme_values_and_overflowing_losses(data):
     def overflow(net, batch, progress):
         return squared(net, batch, progress) * (float("inf") if progress.epoch == 1 else 1.0)
 
-    with pytest.raises(TrainingError, match=r"epoch 2 of 2, step 1 of 4: .*loss itself overflowed"):
+    with pytest.raises(TrainingError, match=r"epoch 2 of 2, step 1: .*loss itself overflowed"):
         fit(network(), data, Phase("p", 2, overflow))
     data["x"].data[:] = 1e30
     with pytest.raises(TrainingError, match=r"extreme values; the largest of 'x' .* 1e\+30"):
@@ -286,7 +286,7 @@ def test_the_guard_names_extreme_values_and_overflowing_losses(data):
 
 def test_the_guard_watches_validation(data):
     validation = scripted([1.0, float("nan")])
-    with pytest.raises(TrainingError, match="epoch 2 of 2, validation minibatch 1 of 1"):
+    with pytest.raises(TrainingError, match="epoch 2 of 2, validation minibatch 1: "):
         fit(network(), data, Phase("p", 2, squared, validation=validation))
 
 
@@ -347,7 +347,7 @@ def test_words_for_devices(monkeypatch):
         find_device("cuda:2")
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
     assert find_device("auto") == torch.device("cpu")
-    with pytest.raises(ResourceError, match=r"this machine offers: cpu.*Use device='auto'"):
+    with pytest.raises(ResourceError, match=r"not in this machine, which offers: cpu.*Use device='auto'"):
         find_device("cuda")
     for word in ("cudaa", "gpu", "cuda:x", "cpu:0", ""):
         with pytest.raises(ParameterError, match="is not a device"):

@@ -46,7 +46,6 @@ def test_order_depends_on_seed_and_epoch_only(data):
     assert rows_of(first, 5) != rows_of(other, 5)
     assert sorted(itertools.chain(*rows_of(first, 5))) == list(range(40))
     assert rows_of(first, 5)[1:] == [batch["index"].tolist() for batch in first.epoch(5, start=1)]
-    assert first.batch(5, 1)["index"].tolist() == rows_of(first, 5)[1]
 
 
 def test_without_shuffling_rows_come_in_the_order_of_the_index(data):

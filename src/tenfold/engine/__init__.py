@@ -31,10 +31,6 @@ if TYPE_CHECKING:
     from tenfold.engine.minibatches import Minibatches, predict, split
     from tenfold.engine.phases import Batch, EarlyStopping, Phase, Progress, Step
 
-__all__ = [
-    "Batch", "EarlyStopping", "History", "Minibatches", "Phase", "Progress", "Step", "fit", "predict", "seeded", "split",
-]  # fmt: skip
-
 _HOMES = {
     "devices": ("seeded",),
     "history": ("History",),
@@ -42,6 +38,8 @@ _HOMES = {
     "minibatches": ("Minibatches", "predict", "split"),
     "phases": ("Batch", "EarlyStopping", "Phase", "Progress", "Step"),
 }
+__all__ = ["Batch", "EarlyStopping", "History", "Minibatches", "Phase", "Progress", "Step"]  # classes, then functions
+__all__ += ["fit", "predict", "seeded", "split"]
 
 
 def __getattr__(name: str) -> Any:

@@ -42,9 +42,8 @@ class Bar:
             if (self.total - done) / rate > SHOW_AFTER:
                 self._open()
         if self._bar is not None:
-            self._bar.update(
-                self._task, completed=done, phase=phase, epoch=f"{epoch + 1}/{epochs}", loss=f"{loss:.5g}", refresh=False
-            )
+            shown = {"phase": phase, "epoch": f"{epoch + 1}/{epochs}", "loss": f"{loss:.5g}"}
+            self._bar.update(self._task, completed=done, refresh=False, **shown)  # type: ignore[arg-type]
 
     def _open(self) -> None:
         columns = (

@@ -1,10 +1,9 @@
-"""Training state on disk: one file, replaced at once or not at all, and the signals that ask for it."""
+"""Training state on disk, and the Ctrl-C that asks for it."""
 
 from __future__ import annotations
 
 import hashlib
 import json
-import os
 import signal
 import threading
 import time
@@ -14,14 +13,12 @@ from types import FrameType
 from typing import Any
 
 import numpy as np
-import torch
-from safetensors import SafetensorError, safe_open
-from safetensors.torch import save_file
 from scipy import sparse
 from torch.nn import Module
 
 from tenfold import __version__
-from tenfold.errors import FileFormatError, ParameterError
+from tenfold.data.store import read_file, write_file
+from tenfold.errors import ParameterError
 
 #: Least time between two checkpoints, and the largest share of the time that writing them may take.
 SECONDS = 30.0
@@ -29,7 +26,7 @@ SHARE = 0.02
 
 
 class Checkpoint:
-    """The checkpoint file of one training: tensors as safetensors, all else as JSON in the header of the same file.
+    """The checkpoint file of one training.
 
     Parameters
     ----------
@@ -51,19 +48,9 @@ class Checkpoint:
         return time.perf_counter() >= self._due
 
     def save(self, state: dict[str, Any]) -> None:
-        """Replace the stored state; a process killed meanwhile leaves the former one whole."""
+        """Replace the stored state; see `write_file`."""
         started = time.perf_counter()
-        tensors: dict[str, torch.Tensor] = {}
-        header = json.dumps({"fingerprint": self.fingerprint, "state": _pack(state, "", tensors)})
-        self.path.parent.mkdir(parents=True, exist_ok=True)
-        fresh = self.path.with_suffix(".tmp")  # always the same name: what a killed process left is overwritten
-        try:
-            save_file(tensors, fresh, metadata={"training": header})
-            with open(fresh, "rb") as file:
-                os.fsync(file.fileno())
-            os.replace(fresh, self.path)
-        finally:
-            fresh.unlink(missing_ok=True)
+        write_file(self.path, self.fingerprint, state)
         ended = time.perf_counter()
         self._due = ended + max(SECONDS, (ended - started) / SHARE)
 
@@ -79,25 +66,19 @@ class Checkpoint:
         """
         if not self.path.exists():
             return None
-        try:
-            with safe_open(self.path, framework="pt") as file:
-                header = json.loads(file.metadata()["training"])
-                stored = header["fingerprint"]
-                tensors = {name: file.get_tensor(name) for name in file.keys()} if stored == self.fingerprint else None
-        except (OSError, ValueError, KeyError, TypeError, SafetensorError) as error:
-            raise FileFormatError(
-                f"The checkpoint '{self.path}' is damaged ({error}). Delete it to train from the start."
-            ) from error
-        if tensors is None:
-            raise ParameterError(
-                f"The checkpoint '{self.path}' belongs to another training: {'; '.join(self._differences(stored))}. "
-                "Give another checkpoint folder, or delete that file to train from the start."
-            )
-        return _unpack(header["state"], tensors)
+        stored, state = read_file(self.path, "Delete it to train from the start.")
+        now = self.fingerprint
+        changed = [key for key in {**stored, **now} if stored.get(key) != now.get(key)]
+        if changed:
+            raise self.foreign("; ".join(f"{key} was {stored.get(key)}, is now {now.get(key)}" for key in changed))
+        return state
 
-    def _differences(self, stored: dict[str, Any]) -> list[str]:
-        names = [key for key in {**stored, **self.fingerprint} if stored.get(key) != self.fingerprint.get(key)]
-        return [f"{key} was {stored.get(key)}, is now {self.fingerprint.get(key)}" for key in names]
+    def foreign(self, difference: str) -> ParameterError:
+        """Return the error for a checkpoint of another training."""
+        return ParameterError(
+            f"The checkpoint '{self.path}' belongs to another training: {difference}. "
+            "Give another checkpoint folder, or delete that file to train from the start."
+        )
 
 
 def describe_net(net: Module) -> str:
@@ -145,39 +126,3 @@ class Interruption:
     def __exit__(self, *exc: object) -> None:
         if self._active:
             signal.signal(signal.SIGINT, self._former)
-
-
-def _pack(value: Any, path: str, tensors: dict[str, torch.Tensor]) -> Any:
-    """Return `value` as JSON, its tensors and arrays moved to `tensors`."""
-    if isinstance(value, torch.Tensor):
-        # A copy of its own: safetensors refuses tensors that share memory, as tied weights do.
-        tensors[path] = value.detach().to("cpu", copy=True).contiguous()
-        return {"tensor": path}
-    if isinstance(value, np.ndarray):
-        tensors[path] = torch.from_numpy(value.astype(np.int64) if value.dtype.kind == "u" else value.copy())
-        return {"array": path, "dtype": str(value.dtype)}
-    if isinstance(value, dict):
-        # As pairs, since the keys of an optimiser's state are integers.
-        return {"dict": [[key, _pack(entry, f"{path}/{key}", tensors)] for key, entry in value.items()]}
-    if isinstance(value, (list, tuple)):
-        entries = [_pack(entry, f"{path}/{i}", tensors) for i, entry in enumerate(value)]
-        return {"tuple": entries} if isinstance(value, tuple) else entries
-    if isinstance(value, np.generic):
-        return value.item()
-    if value is None or isinstance(value, (bool, int, float, str)):
-        return value
-    raise ParameterError(f"A checkpoint cannot hold {path.strip('/')}, a {type(value).__name__}.")
-
-
-def _unpack(value: Any, tensors: dict[str, torch.Tensor]) -> Any:
-    if isinstance(value, list):
-        return [_unpack(entry, tensors) for entry in value]
-    if not isinstance(value, dict):
-        return value
-    if "tensor" in value:
-        return tensors[value["tensor"]]
-    if "array" in value:
-        return tensors[value["array"]].numpy().astype(value["dtype"])
-    if "tuple" in value:
-        return tuple(_unpack(entry, tensors) for entry in value["tuple"])
-    return {key: _unpack(entry, tensors) for key, entry in value["dict"]}

@@ -45,7 +45,9 @@ def find_device(name: str) -> torch.device:
     if wanted >= n_gpus:
         present = ", ".join(["cpu", *(f"cuda:{i} ({torch.cuda.get_device_name(i)})" for i in range(n_gpus))])
         build = "" if torch.version.cuda else " The installed PyTorch is a build without CUDA."
-        raise ResourceError(f"device='{name}' was asked for, but this machine offers: {present}.{build} Use device='auto'.")
+        raise ResourceError(
+            f"device='{name}' is not in this machine, which offers: {present}.{build} Use device='auto'."
+        )
     return torch.device("cuda", wanted)
 
 
@@ -69,7 +71,8 @@ def make_fabric(device: torch.device, precision: str) -> Fabric:
 def random_state(device: torch.device) -> dict[str, Any]:
     """Return the state of every global generator that a training on `device` may draw from."""
     cuda = torch.cuda.get_rng_state(device) if device.type == "cuda" else None
-    return {"torch": torch.get_rng_state(), "cuda": cuda, "numpy": np.random.get_state(), "python": random.getstate()}
+    numpy_state = np.random.get_state()  # noqa: NPY002
+    return {"torch": torch.get_rng_state(), "cuda": cuda, "numpy": numpy_state, "python": random.getstate()}
 
 
 def set_random_state(state: dict[str, Any], device: torch.device) -> None:
@@ -77,7 +80,7 @@ def set_random_state(state: dict[str, Any], device: torch.device) -> None:
     torch.set_rng_state(state["torch"])
     if device.type == "cuda" and state["cuda"] is not None:
         torch.cuda.set_rng_state(state["cuda"], device)
-    np.random.set_state(state["numpy"])
+    np.random.set_state(state["numpy"])  # noqa: NPY002
     random.setstate(state["python"])
 
 
@@ -101,7 +104,7 @@ def seeded(seed: int, purpose: str = "init", device: torch.device | str = "cpu")
     if device.type == "cuda":
         with torch.cuda.device(device):
             torch.cuda.manual_seed(mixed)
-    np.random.seed(mixed)
+    np.random.seed(mixed)  # noqa: NPY002
     random.seed(mixed)
     try:
         yield

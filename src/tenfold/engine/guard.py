@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import math
+from typing import Any
 
 import torch
+from scipy import sparse
 from torch.nn import Module
 
-from tenfold.engine.phases import Batch, Phase, Progress
 from tenfold.errors import TrainingError
-from tenfold.kernels.rows import SparseRows
 
 #: Steps between two looks at losses on a GPU: each look makes the processor wait for the device.
 LOOK_EVERY = 50
@@ -18,11 +18,11 @@ LARGE = 1e5
 
 
 class NotFiniteError(ArithmeticError):
-    """A term became NaN or infinite: carries the minibatch of the epoch and that step's terms."""
+    """Something became NaN or infinite: carries where in the epoch, and the terms there."""
 
-    def __init__(self, batch: int, terms: dict[str, float]):
-        super().__init__(batch, terms)
-        self.batch, self.terms = batch, terms
+    def __init__(self, where: str, terms: dict[str, float]):
+        super().__init__(where, terms)
+        self.where, self.terms = where, terms
 
 
 class TermMeans:
@@ -31,27 +31,32 @@ class TermMeans:
     On the CPU every value is checked at once. On a GPU values stay there and are read every `LOOK_EVERY` steps, so that
     no step waits.
 
+    Parameters
+    ----------
+    device
+        Where the terms are.
+    what
+        What the terms are of, for the error: ``"step"``.
+
     Attributes
     ----------
     totals
         For each term, the sum over cells and the number of cells.
+    latest
+        The last loss read.
     """
 
-    def __init__(self, device: torch.device):
+    def __init__(self, device: torch.device, what: str = "step"):
         self.totals: dict[str, list[float]] = {}
         self.latest = math.nan
-        self._patience = 1 if device.type == "cpu" else LOOK_EVERY
+        self._what, self._patience = what, 1 if device.type == "cpu" else LOOK_EVERY
         self._pending: list[tuple[int, int, dict[str, torch.Tensor]]] = []
 
     def add(self, batch: int, n_cells: int, terms: dict[str, torch.Tensor]) -> None:
-        """Take in the terms of one step on minibatch `batch` of the epoch; the first one is its loss."""
+        """Take in the terms of minibatch `batch` of the epoch; the first one is its loss."""
         self._pending.append((batch, n_cells, terms))
         if len(self._pending) >= self._patience:
             self.read()
-
-    def add_number(self, name: str, value: float) -> None:
-        """Take in a number that belongs to the epoch as a whole."""
-        self.totals[name] = [float(value), 1.0]
 
     def read(self) -> None:
         """Read what is still on the device.
@@ -62,20 +67,16 @@ class TermMeans:
             At the first step with a term that is not finite.
         """
         pending, self._pending = self._pending, []
-        if len(pending) > 1:
-            flat = torch.stack([value.detach().float() for _, _, terms in pending for value in terms.values()])
-            values = iter(flat.tolist())
-            read = [(batch, n, {name: next(values) for name in terms}) for batch, n, terms in pending]
-        else:
-            read = [(batch, n, {name: value.item() for name, value in terms.items()}) for batch, n, terms in pending]
-        for batch, n_cells, numbers in read:
+        tensors = [value.detach().double() for _, _, terms in pending for value in terms.values()]
+        values = iter(torch.stack(tensors).tolist() if tensors else [])
+        for batch, n_cells, terms in pending:
+            numbers = {name: next(values) for name in terms}
             self.latest = next(iter(numbers.values()))
+            if not all(map(math.isfinite, numbers.values())):
+                raise NotFiniteError(f"{self._what} {batch + 1}", numbers)
             for name, number in numbers.items():
-                if not math.isfinite(number):
-                    raise NotFiniteError(batch, numbers)
-                total = self.totals.setdefault(name, [0.0, 0.0])
-                total[0] += number * n_cells
-                total[1] += n_cells
+                total, seen = self.totals.get(name, (0.0, 0.0))
+                self.totals[name] = [total + number * n_cells, seen + n_cells]
 
     def means(self) -> dict[str, float]:
         """Return the mean of each term so far."""
@@ -83,61 +84,52 @@ class TermMeans:
         return {name: total / n_cells for name, (total, n_cells) in self.totals.items()}
 
 
-def broken_weights(net: Module) -> list[str]:
-    """Return the names of parameters and buffers that hold a NaN or an infinity."""
+def check_weights(net: Module) -> None:
+    """Raise NotFiniteError if a parameter or buffer holds a NaN or an infinity."""
+    if _broken_weights(net):
+        raise NotFiniteError("at its end", {})
+
+
+def _broken_weights(net: Module) -> list[str]:
     floats = {name: value for name, value in net.state_dict().items() if value.is_floating_point()}
     return [name for name, value in floats.items() if not torch.isfinite(value).all()]
 
 
 def breakdown(
-    name: str,
-    phase: Phase,
-    progress: Progress,
-    what: str,
-    terms: dict[str, float],
-    batch: Batch | None,
-    net: Module,
-    learning_rates: list[float],
+    where: str, error: NotFiniteError, data: dict[str, Any], net: Module, rates: list[float]
 ) -> TrainingError:
     """Return the error for a training that broke down, with what is known and what probably caused it.
 
     Parameters
     ----------
-    name, phase, progress
-        Which training, and where it stood.
-    what
-        Which step, or which check.
-    terms
-        Values of all terms there.
-    batch
-        The minibatch, if known: it is searched for values that are not finite or very large.
-    net
-        Searched for weights that are no longer finite.
-    learning_rates
-        Of the optimisers.
+    where
+        Training, phase and epoch, in words.
+    error
+        What was found.
+    data, net
+        Searched for values that are not finite, or very large.
+    rates
+        Learning rates of the optimisers.
     """
-    bad = [key for key, value in terms.items() if not math.isfinite(value)]
-    shown = ", ".join(f"{key} = {value:.4g}" for key, value in terms.items())
-    causes = _causes(batch, broken_weights(net), learning_rates)
-    return TrainingError(
-        f"Training of {name} broke down in phase '{phase.name}', epoch {progress.epoch + 1} of {progress.epochs}, {what}: "
-        f"{' and '.join(bad) or 'a weight'} is not a finite number{f' ({shown})' if shown else ''}. {causes}"
-    )
+    bad = [key for key, value in error.terms.items() if not math.isfinite(value)]
+    shown = ", ".join(f"{key} = {value:.4g}" for key, value in error.terms.items())
+    found = f"{' and '.join(bad)} is not a finite number ({shown})" if bad else "a weight is not a finite number"
+    return TrainingError(f"{where}, {error.where}: {found}. {_cause(data, _broken_weights(net), rates)}")
 
 
-def _causes(batch: Batch | None, weights: list[str], learning_rates: list[float]) -> str:
-    rates = " and ".join(f"{rate:g}" for rate in dict.fromkeys(learning_rates))
-    lower = f"lower the learning rate (now {rates}) or clip gradients" if rates else "clip gradients"
-    for key, value in (batch or {}).items():
-        values = value.values if isinstance(value, SparseRows) else value
-        if key == "index" or not isinstance(values, torch.Tensor) or values.numel() == 0:
+def _cause(data: dict[str, Any], weights: list[str], rates: list[float]) -> str:
+    now = " and ".join(f"{rate:g}" for rate in dict.fromkeys(rates))
+    lower = f"lower the learning rate (now {now}) or clip gradients"
+    for key, value in data.items():
+        values = torch.as_tensor(value.data if sparse.issparse(value) else value)
+        if values.numel() == 0:
             continue
         if not torch.isfinite(values).all():
-            return f"Entry '{key}' of the data holds NaN or infinity in that minibatch: clean the data."
-        if (largest := float(values.abs().max())) > LARGE:
+            return f"Entry '{key}' of the data holds NaN or infinity: clean the data."
+        if (largest := float(values.abs().max())) > LARGE and values.is_floating_point():
             return (
-                f"Likely cause: extreme values; the largest of '{key}' in that minibatch is {largest:.3g}. Remove or cap "
-                f"such entries (are these raw counts?); if they are right, {lower}."
+                f"Likely cause: extreme values; the largest of '{key}' is {largest:.3g}. Remove or cap such entries "
+                f"(are these raw counts?); if they are right, {lower}."
             )
     if weights:
         more = f" and {len(weights) - 1} more" if len(weights) > 1 else ""

@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-from dataclasses import asdict, dataclass, field
+from dataclasses import dataclass, field
 from math import nan
 from typing import TYPE_CHECKING, Any
 
-import numpy as np
-
 if TYPE_CHECKING:
+    import numpy as np
     import pandas as pd
 
 
@@ -32,7 +31,7 @@ class History:
 
     train_index: np.ndarray
     validation_index: np.ndarray
-    rows: list[tuple[str, int, str, float, float]] = field(default_factory=list)
+    rows: list[tuple[Any, ...]] = field(default_factory=list)
     stops: dict[str, str] = field(default_factory=dict)
     best_epochs: dict[str, int] = field(default_factory=dict)
     seconds: float = 0.0
@@ -55,8 +54,7 @@ class History:
 
     def last(self, term: str = "loss", *, validation: bool = False) -> float:
         """Return a term's latest value, NaN if it has none."""
-        column = 4 if validation else 3
-        return next((row[column] for row in reversed(self.rows) if row[2] == term), nan)
+        return next(reversed(self.values(term, validation=validation)), nan)
 
     def add(self, phase: str, epoch: int, train: dict[str, float], validation: dict[str, float]) -> None:
         """Record the terms of one epoch."""
@@ -64,15 +62,10 @@ class History:
             self.rows.append((phase, epoch, term, train.get(term, nan), validation.get(term, nan)))
 
     def to_dict(self) -> dict[str, Any]:
-        """Return everything as plain values for JSON (NaN as null)."""
-        state = asdict(self)
-        state["train_index"], state["validation_index"] = self.train_index.tolist(), self.validation_index.tolist()
-        state["rows"] = [[None if value != value else value for value in row] for row in self.rows]
-        return state
+        """Return plain values, lists and arrays, as `Method.save` stores them."""
+        return dict(vars(self))
 
     @classmethod
     def from_dict(cls, state: dict[str, Any]) -> History:
         """Rebuild what `to_dict` gave."""
-        index = {key: np.asarray(state[key], dtype=np.int64) for key in ("train_index", "validation_index")}
-        rows = [tuple(nan if value is None else value for value in row) for row in state["rows"]]
-        return cls(**{**state, **index, "rows": rows})
+        return cls(**state)

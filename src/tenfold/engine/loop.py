@@ -14,7 +14,7 @@ from torch.optim.lr_scheduler import ReduceLROnPlateau
 from tenfold.engine.bar import Bar
 from tenfold.engine.checkpoint import Checkpoint, Interruption, describe_entry, describe_net
 from tenfold.engine.devices import find_device, make_fabric, random_state, seeded, set_random_state
-from tenfold.engine.guard import NotFiniteError, TermMeans, breakdown, broken_weights
+from tenfold.engine.guard import NotFiniteError, TermMeans, breakdown, check_weights
 from tenfold.engine.history import History
 from tenfold.engine.minibatches import Minibatches, split
 from tenfold.engine.phases import Batch, Phase, Progress, Step, named_terms
@@ -43,8 +43,8 @@ def fit(
     """Train a network, phase by phase.
 
     With ``run.checkpoint``, the state is saved as training goes and on Ctrl-C; the same call then goes on from there,
-    and on a CPU ends with the same weights, bit for bit, as if it had never been interrupted. A training that is
-    complete there is only loaded.
+    and on a CPU (with as many threads) ends with the same weights, bit for bit, as if it had never been interrupted. A
+    training that is complete there is only loaded.
 
     Parameters
     ----------
@@ -94,83 +94,99 @@ def fit(
     """
     if not phases or len({phase.name for phase in phases}) < len(phases):
         raise ParameterError("A training needs phases, each with a name of its own.")
-    where, run = find_device(device), run or RunOptions()
-    training = _Training(net, data, phases, batch_size, train_fraction, weights, seed, where, precision, name)
-    checkpoint = None
+    run = run or RunOptions()
+    training = _Training(net, phases, name, seed, find_device(device), precision)
+    training.load(data, batch_size, train_fraction, weights)
     if run.checkpoint is not None:
         settings = {"batch_size": batch_size, "train_fraction": train_fraction, "seed": seed, "precision": precision}
         entries = dict(data) if weights is None else {**data, "weights": np.asarray(weights)}
         described = {f"entry '{key}' of the data": describe_entry(value) for key, value in entries.items()}
         plans = {f"phase '{phase.name}'": phase.summary() for phase in phases}
         prints = {**(fingerprint or {}), **settings, "the network": describe_net(net), **plans, **described}
-        checkpoint = Checkpoint(run.checkpoint, name, prints)
-    total = sum(phase.epochs for phase in phases) * len(training.train)
-    with seeded(seed, "fit", where), Interruption(checkpoint is not None) as interruption:
-        training.bar, training.checkpoint, training.interruption = Bar(name, total, run.progress), checkpoint, interruption
-        try:
-            training.go()
-        finally:
-            training.bar.close()
+        training.checkpoint = Checkpoint(run.checkpoint, name, prints)
+    training.go(run.progress)
     return training.history
 
 
-class _Training:
-    """One training: where it stands, and the moves that take it on. `state` is all that a resumed one needs."""
+#: Plain attributes of a training that belong to its state.
+_STATE = ("number", "passes", "batch", "waited", "best_value", "best", "renewed")
 
+
+class _Training:
+    """One training: where it stands, and the moves that take it on. `_state` is all that a resumed one needs."""
+
+    checkpoint: Checkpoint | None = None
     bar: Bar
-    checkpoint: Checkpoint | None
     interruption: Interruption
 
-    def __init__(
-        self, net: Module, data: dict[str, Any], phases: list[Phase], batch_size: int | None, train_fraction: float,
-        weights: np.ndarray | None, seed: int, device: torch.device, precision: str, name: str,
-    ):  # fmt: skip
+    def __init__(self, net: Module, phases: list[Phase], name: str, seed: int, device: torch.device, precision: str):
         self.fabric = make_fabric(device, precision)
         self.net = net.to(device)
-        self.phases, self.name, self.device, self.seed = phases, name, device, seed
+        self.phases, self.name, self.seed, self.device = phases, name, seed, device
+        self.renewed: dict[str, np.ndarray] = {}
+        self.number = self.passes = 0  # phases and epochs done
+        self._enter()
+
+    def load(self, data: dict[str, Any], size: int | None, train_fraction: float, weights: np.ndarray | None) -> None:
+        """Divide the cells into those to train on and those held out."""
         self.data = dict(data)
         n_cells = next((value.shape[0] for value in data.values()), 0)
-        rows, held_out = split(n_cells, train_fraction, seed)
-        self.train = Minibatches(data, batch_size, index=rows, seed=seed, weights=weights, device=device)
+        rows, held_out = split(n_cells, train_fraction, self.seed)
+        self.train = Minibatches(data, size, index=rows, seed=self.seed, weights=weights, device=self.device)
         self.held_out: Minibatches | None = None
         if len(held_out):
             # The prepared entries, so that both hold the same memory.
-            self.held_out = Minibatches(self.train.data, batch_size, index=held_out, shuffle=False, device=device)
+            self.held_out = Minibatches(self.train.data, size, index=held_out, shuffle=False, device=self.device)
         self.history = History(rows, held_out)
-        self.renewed: dict[str, np.ndarray] = {}
-        self.terms = TermMeans(device)
-        self.number = self.passes = 0  # phases and epochs done
-        self._enter()
 
     def _enter(self) -> None:
         """Stand at the beginning of the current phase, or at the end of all."""
         phase = self.phases[min(self.number, len(self.phases) - 1)]
         self.progress = Progress(phase.name, phase.epochs)
         self.batch = 0  # minibatches done in this epoch
-        self.waited, self.best_value, self.best = 0, float("inf"), {}
+        self.terms = TermMeans(self.device)
+        self.waited, self.best_value = 0, float("inf")  # of early stopping
+        self.best: dict[str, torch.Tensor] = {}
         self.optimizers: list[Optimizer] = []
         self.schedulers: list[Any] = []
 
-    # ---- the course of a training ----------------------------------------------------------------------------------
+    # ---- the course of a training ------------------------------------------------------------------------------------
 
-    def go(self) -> None:
+    def go(self, progress: bool) -> None:
         """Train from where the checkpoint stands to the end."""
-        started = time.perf_counter()
-        stored = self.checkpoint.load() if self.checkpoint else None
-        if stored is not None:
-            self._restore(stored)
-        self._started = started - self.history.seconds
-        self._next_look = started
-        while self.number < len(self.phases):
-            phase = self.phases[self.number]
-            if not self.optimizers:
-                self._start(phase)
+        started = self._next_look = time.perf_counter()
+        steps = sum(phase.epochs for phase in self.phases) * len(self.train)
+        self.bar = Bar(self.name, steps, progress)
+        active = self.checkpoint is not None
+        with seeded(self.seed, "fit", self.device), Interruption(active) as self.interruption:
+            stored = self.checkpoint.load() if self.checkpoint else None
+            if stored is not None:
+                self._restore(stored)
+            self._started = started - self.history.seconds
+            try:
+                while self.number < len(self.phases):
+                    self._advance(self.phases[self.number])
+            finally:
+                self.bar.close()
+        self.net.eval()
+
+    def _advance(self, phase: Phase) -> None:
+        """Train for the rest of an epoch, and end the phase if it is over."""
+        if not self.optimizers:
+            self._start(phase)
+        try:
             self._epoch(phase)
             reason = self._end_epoch(phase)
             if reason:
                 self._end_phase(phase, reason)
-            self._pause(saving=reason is not None)
-        self.net.eval()
+        except NotFiniteError as error:
+            rates = [group["lr"] for optimizer in self.optimizers for group in optimizer.param_groups]
+            where = f"Training of {self.name} broke down in phase '{phase.name}', epoch {self.progress.epoch + 1} of "
+            raise breakdown(f"{where}{phase.epochs}", error, self.train.data, self.net, rates) from None
+        self.passes, self.batch, self.terms = self.passes + 1, 0, TermMeans(self.device)
+        if not reason:
+            self.progress.epoch += 1
+        self._pause(saving=reason is not None)
 
     def _start(self, phase: Phase) -> None:
         """Make the optimisers and schedulers of a phase."""
@@ -185,37 +201,32 @@ class _Training:
         self.schedulers = [phase.scheduler(optimizer) for optimizer in self.optimizers] if phase.scheduler else []
 
     def _epoch(self, phase: Phase) -> None:
-        self.net.train()
         if self.batch == 0 and phase.before_epoch is not None:
             self._renew(phase.before_epoch(self.net, self.data, self.progress) or {})
-            self.net.train()
-        try:
-            for batch in self.train.epoch(self.passes, start=self.batch):
-                for number, step in enumerate(phase.steps):
-                    if self.progress.step % step.every == 0:
-                        for _ in range(step.repeat):
-                            self._update(phase, step, number, batch)
-                self.batch += 1
-                self.progress.step += 1
-                if self.interruption.requested or time.perf_counter() >= self._next_look:
-                    self._pause()
-            self.terms.read()
-        except NotFiniteError as error:
-            raise self._broken(phase, f"step {error.batch + 1} of {len(self.train)}", error, self.train) from None
+        self.net.train()
+        for batch in self.train.epoch(self.passes, start=self.batch):
+            for number, step in enumerate(phase.steps):
+                if self.progress.step % step.every == 0:
+                    for _ in range(step.repeat):
+                        self._update(phase, step, number, batch)
+            self.batch += 1
+            self.progress.step += 1
+            if self.interruption.requested or time.perf_counter() >= self._next_look:
+                self._pause()
 
     def _update(self, phase: Phase, step: Step, number: int, batch: Batch) -> None:
-        optimizer = self.optimizers[number]
+        optimizer, own = self.optimizers[number], self.parameters[number]
         with self.fabric.autocast():
             terms = named_terms(step.loss(self.net, batch, self.progress), step.name)
         self.terms.add(self.batch, len(batch["index"]), terms)
         optimizer.zero_grad(set_to_none=True)
         # Only the step's own parameters: the generator's loss must leave no gradient in the critic.
-        own = {} if step.parameters is None else {"inputs": self.parameters[number]}
-        self.fabric.backward(next(iter(terms.values())), **own)
+        only: dict[str, Any] = {} if step.parameters is None else {"inputs": own}
+        self.fabric.backward(next(iter(terms.values())), **only)
         if phase.clip_value is not None:
-            torch.nn.utils.clip_grad_value_(self.parameters[number], phase.clip_value)
+            torch.nn.utils.clip_grad_value_(own, phase.clip_value)
         if phase.clip is not None:
-            torch.nn.utils.clip_grad_norm_(self.parameters[number], phase.clip)
+            torch.nn.utils.clip_grad_norm_(own, phase.clip)
         optimizer.step()
 
     def _renew(self, returned: dict[str, np.ndarray | float]) -> None:
@@ -227,27 +238,11 @@ class _Training:
                     if batches is not None:
                         batches.replace(key, value)
             else:
-                self.terms.add_number(key, float(value))
-
-    def _validate(self, phase: Phase) -> dict[str, float]:
-        """Return the mean terms over held-out cells, without touching the training's random numbers."""
-        due = phase.validate_every and (self.progress.epoch + 1) % phase.validate_every == 0
-        if self.held_out is None or phase.validation is None or not due:
-            return {}
-        means = TermMeans(self.device)
-        self.net.eval()
-        try:
-            with torch.no_grad(), seeded(self.seed, "validation", self.device), self.fabric.autocast():
-                for number, batch in enumerate(self.held_out):
-                    means.add(number, len(batch["index"]), named_terms(phase.validation(self.net, batch, self.progress)))
-                return means.means()
-        except NotFiniteError as error:
-            what = f"validation minibatch {error.batch + 1} of {len(self.held_out)}"
-            raise self._broken(phase, what, error, self.held_out) from None
+                self.terms.totals[key] = [float(value), 1.0]
 
     def _end_epoch(self, phase: Phase) -> str | None:
         """Record the epoch, step the schedules, and say why the phase ends here, if it does."""
-        epoch, validation, train = self.progress.epoch, self._validate(phase), self.terms.means()
+        epoch, train, validation = self.progress.epoch, self.terms.means(), self._validate(phase)
         if self.schedulers:
             train["learning_rate"] = self.optimizers[0].param_groups[0]["lr"]
         self.history.add(phase.name, epoch, train, validation)
@@ -257,13 +252,23 @@ class _Training:
                 scheduler.step()
             elif watched is not None:
                 scheduler.step(watched)
-        self.progress.epoch, self.passes, self.batch = epoch + 1, self.passes + 1, 0
-        self.terms = TermMeans(self.device)
-        if watched is not None and self._out_of_patience(phase, epoch, watched):
+        if watched is not None and self._out_of_patience(phase, watched):
             return "early"
         if phase.until is not None and phase.until(self.history):
             return "until"
         return "finished" if epoch + 1 == phase.epochs else None
+
+    def _validate(self, phase: Phase) -> dict[str, float]:
+        """Return the mean terms over held-out cells, without touching the training's random numbers."""
+        due = phase.validate_every and (self.progress.epoch + 1) % phase.validate_every == 0
+        if self.held_out is None or phase.validation is None or not due:
+            return {}
+        means = TermMeans(self.device, "validation minibatch")
+        self.net.eval()
+        with torch.no_grad(), seeded(self.seed, "validation", self.device), self.fabric.autocast():
+            for number, batch in enumerate(self.held_out):
+                means.add(number, len(batch["index"]), named_terms(phase.validation(self.net, batch, self.progress)))
+        return means.means()
 
     def _watched(self, phase: Phase, train: dict[str, float], validation: dict[str, float]) -> float | None:
         """Return this epoch's value of the monitored term; None if the phase watches nothing, or not in this epoch."""
@@ -280,13 +285,13 @@ class _Training:
             )
         return terms[phase.monitor]
 
-    def _out_of_patience(self, phase: Phase, epoch: int, watched: float) -> bool:
+    def _out_of_patience(self, phase: Phase, watched: float) -> bool:
         stopping = phase.early_stopping
-        if stopping is None or epoch < stopping.start_epoch:
+        if stopping is None or self.progress.epoch < stopping.start_epoch:
             return False
         if watched < self.best_value - stopping.min_delta:
             self.best_value, self.waited = watched, 0
-            self.history.best_epochs[phase.name] = epoch
+            self.history.best_epochs[phase.name] = self.progress.epoch
             if stopping.restore_best:
                 self.best = {key: value.detach().clone() for key, value in self.net.state_dict().items()}
             return False
@@ -296,29 +301,18 @@ class _Training:
     def _end_phase(self, phase: Phase, reason: str) -> None:
         if self.best:
             self.net.load_state_dict(self.best)
-        if broken_weights(self.net):
-            rates = [group["lr"] for optimizer in self.optimizers for group in optimizer.param_groups]
-            self.progress.epoch -= 1
-            raise breakdown(self.name, phase, self.progress, "at its end", {}, None, self.net, rates)
+        check_weights(self.net)
         self.history.stops[phase.name] = reason
         self.number += 1
         self._enter()
 
-    def _broken(self, phase: Phase, what: str, error: NotFiniteError, batches: Minibatches) -> Exception:
-        batch = batches.batch(self.passes, error.batch)
-        rates = [group["lr"] for optimizer in self.optimizers for group in optimizer.param_groups]
-        return breakdown(self.name, phase, self.progress, what, error.terms, batch, self.net, rates)
-
-    # ---- the bar, the checkpoint, Ctrl-C ---------------------------------------------------------------------------
+    # ---- the bar, the checkpoint, Ctrl-C -----------------------------------------------------------------------------
 
     def _pause(self, saving: bool = False) -> None:
         """Show progress, save if it is time or asked for, and stop if Ctrl-C was pressed."""
-        earlier = sum(phase.epochs for phase in self.phases[: self.number]) * len(self.train)
-        progress = self.progress
-        self.bar.show(
-            earlier + progress.step, progress.phase, min(progress.epoch, progress.epochs - 1), progress.epochs,
-            self.terms.latest,
-        )  # fmt: skip
+        earlier, progress = sum(phase.epochs for phase in self.phases[: self.number]), self.progress
+        done = earlier * len(self.train) + progress.step
+        self.bar.show(done, progress.phase, progress.epoch, progress.epochs, self.terms.latest)
         self.history.seconds = time.perf_counter() - self._started
         self._next_look = time.perf_counter() + LOOK_SECONDS
         if self.checkpoint and (saving or self.interruption.requested or self.checkpoint.due()):
@@ -329,38 +323,30 @@ class _Training:
 
     def _state(self) -> dict[str, Any]:
         return {
-            "number": self.number, "passes": self.passes, "batch": self.batch, "progress": vars(self.progress),
-            "waited": self.waited, "best_value": self.best_value, "best": self.best, "renewed": self.renewed,
-            "totals": self.terms.totals, "random": random_state(self.device), "net": self.net.state_dict(),
-            "history": {key: getattr(self.history, key) for key in ("rows", "stops", "best_epochs", "seconds")},
-            "optimizers": [[kind, o.state_dict()] for kind, o in zip(self.kinds, self.optimizers, strict=False)],
-            "schedulers": [scheduler.state_dict() for scheduler in self.schedulers],
+            **{key: getattr(self, key) for key in _STATE},
+            "progress": vars(self.progress), "history": vars(self.history), "totals": self.terms.totals,
+            "net": self.net, "random": random_state(self.device), "kinds": self.kinds,
+            "optimizers": self.optimizers, "schedulers": self.schedulers,
         }  # fmt: skip
 
     def _restore(self, state: dict[str, Any]) -> None:
-        self.net.load_state_dict(state["net"])
-        for key in ("number", "passes"):
-            setattr(self, key, state[key])
+        self.number = state["number"]
         self._enter()
-        for key in ("batch", "waited", "best_value", "best"):
+        for key in _STATE:
             setattr(self, key, state[key])
-        vars(self.progress).update(state["progress"])
-        vars(self.history).update(state["history"])
+        self.net.load_state_dict(state["net"])
+        self.progress = Progress(**state["progress"])
+        self.history = History(**state["history"])
         self._renew(state["renewed"])
         self.terms.totals = state["totals"]
         if state["optimizers"]:
             self._start(self.phases[self.number])
-            for optimizer, kind, (stored_kind, stored) in zip(
-                self.optimizers, self.kinds, state["optimizers"], strict=True
+            if self.kinds != state["kinds"]:
+                raise self.checkpoint.foreign(f"the optimiser was {state['kinds']}, is now {self.kinds}")  # type: ignore[union-attr]
+            for part, stored in zip(
+                [*self.optimizers, *self.schedulers], [*state["optimizers"], *state["schedulers"]], strict=True
             ):
-                if kind != stored_kind:
-                    raise ParameterError(
-                        f"The checkpoint '{self.checkpoint.path}' was made with optimiser {stored_kind}, not {kind}. "  # type: ignore[union-attr]
-                        "Give another checkpoint folder, or delete that file to train from the start."
-                    )
-                optimizer.load_state_dict(stored)
-            for scheduler, stored in zip(self.schedulers, state["schedulers"], strict=True):
-                scheduler.load_state_dict(stored)
+                part.load_state_dict(stored)
         set_random_state(state["random"], self.device)
 
 

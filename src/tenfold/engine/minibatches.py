@@ -54,7 +54,7 @@ class Minibatches:
     Parameters
     ----------
     data
-        Arrays, tensors or CSR matrices with one row a cell. Floats become float32, integers int64; CSR rows stay sparse.
+        Arrays, tensors or CSR matrices with one row a cell. Floats become float32, integers int64; CSR stays sparse.
     batch_size
         Cells in a batch; ``None`` for all at once. A last batch of one or two joins the one before.
     index
@@ -64,7 +64,7 @@ class Minibatches:
     seed
         Seed of the order; epoch *e* has the same batches whenever it is asked for.
     weights
-        Sampling weight of every cell in `data` (not negative): an epoch then draws ``len(index)`` cells with replacement.
+        Sampling weight of each cell in `data`, not negative: an epoch then draws ``len(index)`` cells with replacement.
     device
         Where batches go.
 
@@ -101,7 +101,7 @@ class Minibatches:
         self.device = torch.device(device)
         self._share = None if weights is None else _shares(np.asarray(weights, dtype=np.float64), n_cells, self.index)
         size = min(batch_size or len(self.index), len(self.index))
-        self._edges = list(range(0, len(self.index), size)) + [len(self.index)]
+        self._edges = [*range(0, len(self.index), size), len(self.index)]
         if len(self._edges) > 2 and self._edges[-1] - self._edges[-2] < min(SMALLEST_BATCH, size):
             del self._edges[-2]
 
@@ -118,10 +118,6 @@ class Minibatches:
         order = self.order(number)
         for first, last in zip(self._edges[start:-1], self._edges[start + 1 :], strict=True):
             yield self.take(order[first:last])
-
-    def batch(self, number: int, position: int) -> Batch:
-        """Return one batch of epoch `number`."""
-        return self.take(self.order(number)[self._edges[position] : self._edges[position + 1]])
 
     def order(self, number: int) -> np.ndarray:
         """Return the rows of epoch `number` in the order they are visited."""

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
-from functools import partial
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -131,7 +130,7 @@ class Phase:
     steps
         Instead of these, the steps that alternate on every minibatch, in order.
     scheduler
-        Given an optimiser, a learning-rate scheduler, stepped after each epoch; ``ReduceLROnPlateau`` watches `monitor`.
+        Given an optimiser, a learning-rate scheduler, stepped every epoch; ``ReduceLROnPlateau`` watches `monitor`.
     validation
         ``validation(net, batch, progress)``, evaluated on held-out cells in evaluation mode without gradients, with the
         same random numbers each time. Default: the loss; with `steps`, nothing.
@@ -145,8 +144,8 @@ class Phase:
         ``until(history)`` is asked after every epoch; true ends the phase.
     before_epoch
         ``before_epoch(net, data, progress)`` runs before every epoch. Arrays (one row a cell) that it returns join the
-        data, numbers join the history: ``{"target": p, "label_change": 0.02}``. Keep what the next call needs in `data`, not in
-        a closure, so that a resumed training finds it. It may change parameters only in place.
+        data, numbers join the history: ``{"target": p, "label_change": 0.02}``. What the next call needs belongs in the
+        data, not in a closure, so that a resumed training finds it. It may change parameters only in place.
     clip, clip_value
         Largest norm of the gradients of a step, and largest absolute value of each entry.
 
@@ -160,7 +159,7 @@ class Phase:
     epochs: int
     loss: Loss | None = None
     steps: list[Step] = field(default_factory=list)
-    optimizer: Callable[[list[Parameter]], Optimizer] = partial(torch.optim.Adam, lr=1e-3)
+    optimizer: Callable[[list[Parameter]], Optimizer] = torch.optim.Adam
     parameters: Callable[[Module], Iterable[Parameter]] | None = None
     scheduler: Callable[[Optimizer], Any] | None = None
     validation: Loss | None = None
