@@ -29,6 +29,12 @@ html_theme = "furo"
 html_title = f"tenfold {__version__}"
 
 
+def skip_fields(app, what, name, member, skip, options) -> bool | None:
+    """Leave out the fields of named tuples, which the docstring of the class describes."""
+    return True if type(member).__name__ == "_tuplegetter" else None
+
+
 def setup(app) -> None:
     """Write the generated pages when a build starts."""
     app.connect("builder-inited", lambda _: generate.write_method_pages(Path(__file__).parent / "methods"))
+    app.connect("autodoc-skip-member", skip_fields)

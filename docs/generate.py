@@ -60,8 +60,14 @@ def method_page(cls: type[Method]) -> str:
     lines = [f"# {info.title}", "", info.advice, "", "| | |", "|---|---|"]
     lines += [f"| {title} | {text} |" for title, text in facts.items()]
     lines += ["", "```bash", _command(cls), "```", ""]
-    lines += ["```{eval-rst}", f".. autoclass:: {cls.__module__}.{cls.__name__}", "   :members:", "```", ""]
+    lines += ["```{eval-rst}", f".. autoclass:: {cls.__module__}.{_signature(cls)}", "   :members:", "```", ""]
     return "\n".join([*lines, "## Evidence", "", evidence_table(name), ""])
+
+
+def _signature(cls: type[Method]) -> str:
+    """Return the class with its hyper-parameters and their defaults."""
+    defaults = ", ".join(f"{name}={value!r}" for name, value in cls().parameters.items())
+    return f"{cls.__name__}({defaults})"
 
 
 def _command(cls: type[Method]) -> str:
