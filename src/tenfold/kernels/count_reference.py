@@ -1,7 +1,7 @@
 """Negative log-likelihood of counts in plain PyTorch.
 
-The yardstick of the fused kernels, and the path for float64 tensors and for tensors on a GPU. Gamma-function terms are evaluated at
-the non-zero counts only; every one of them vanishes at a count of zero.
+The yardstick of the fused kernels, and the path for float64 tensors and for tensors on a GPU. Gamma-function terms are
+evaluated at the non-zero counts only; every one of them vanishes at a count of zero.
 """
 
 from __future__ import annotations
@@ -17,9 +17,10 @@ MAX_LOG_MEAN = 50.0
 MIN_LOG_THETA, MAX_LOG_THETA = -14.0, 18.4
 
 
-def held(values: Tensor, low: float | None, high: float | None) -> Tensor:
+def held(values: Tensor, low: float, high: float) -> Tensor:
     """Hold `values` in a range and pass gradients as if they lay there, so that no parameter gets stuck outside."""
-    return values + (values.clamp(low, high) - values).detach()
+    inside = (values >= low) & (values <= high) | values.isnan()
+    return torch.where(inside, values, values.detach().clamp(low, high) + (values - values.detach()))
 
 
 def log_link(logits: Tensor, link: str) -> Tensor:
@@ -47,7 +48,7 @@ def reference_nll(
     """Negative log-likelihood of each cell; arguments as in `tenfold.nn.likelihoods.count_nll`."""
     observed = counts.values > 0
     row, column, x = counts.row_index()[observed], counts.indices[observed], counts.values[observed].to(logits.dtype)
-    log_mean = held(log_link(logits, link) + log_size[:, None], None, MAX_LOG_MEAN)
+    log_mean = held(log_link(logits, link) + log_size[:, None], -torch.inf, MAX_LOG_MEAN)
     at_log_mean = log_mean[row, column]
     if likelihood == "multinomial":
         return _multinomial(len(counts), row, x, at_log_mean, log_mean)

@@ -4,8 +4,10 @@ The C library's functions are scalar, five to eight times slower. Coefficients a
 (Moshier 1992); relative error below 1.3e-7. NaN stays NaN, so that a broken training is noticed.
 """
 
-# mypy: disable-error-code="no-untyped-def"
+# mypy: disable-error-code="no-untyped-def, call-arg, var-annotated"
 from __future__ import annotations
+
+from typing import Any
 
 import numpy as np
 from llvmlite import ir
@@ -17,8 +19,10 @@ EXACT = {"nsz", "arcp", "contract"}
 #: For loops that sum: partial sums may be added in any order.
 SUMS = EXACT | {"reassoc"}
 #: NumPy's division (no check for zero) leaves no branch in the loop; without it nothing vectorises.
-ELEMENT = {"fastmath": EXACT, "error_model": "numpy", "forceinline": True, "cache": True}
-LOOP = {"fastmath": SUMS, "error_model": "numpy", "nogil": True, "cache": True}
+ELEMENT: dict[str, Any] = {"fastmath": EXACT, "error_model": "numpy", "forceinline": True, "cache": True}
+LOOP: dict[str, Any] = {"fastmath": SUMS, "error_model": "numpy", "nogil": True, "cache": True}
+#: For loops over a row that add nothing up.
+ROW: dict[str, Any] = {**LOOP, "fastmath": EXACT}
 
 _LOG2E = np.float32(1.44269504088896341)
 _LN2_HIGH = np.float32(0.693359375)

@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 
 from tenfold.errors import ParameterError
+from tenfold.kernels.count_losses import fused_nll
 from tenfold.kernels.count_reference import MAX_LOG_MEAN, log_link, reference_nll
 from tenfold.kernels.rows import SparseRows
 
@@ -81,7 +82,10 @@ def count_nll(
     NB and ZINB of counts with a decoder: Lopez et al., Nature Methods 2018, doi:10.1038/s41592-018-0229-2.
     """
     _check(likelihood, counts, logits, log_size, link, log_theta, level, dropout_logits)
-    return reference_nll(likelihood, counts, logits, log_size, link, log_theta, level, dropout_logits)
+    tensors = (counts.values, logits, log_size, log_theta, dropout_logits)
+    fused = all(part is None or (part.device.type == "cpu" and part.dtype == torch.float32) for part in tensors)
+    compute = fused_nll if fused else reference_nll
+    return compute(likelihood, counts, logits, log_size, link, log_theta, level, dropout_logits)
 
 
 def count_mean(logits: Tensor, log_size: Tensor | None = None, *, link: Link = "softmax") -> Tensor:

@@ -1,0 +1,255 @@
+"""Fused likelihood of counts on the CPU: value and gradient of a minibatch in one pass over its rows.
+
+An entry costs one exp and one log (zero inflation: two more exp and one log); gamma functions are evaluated at
+non-zero counts only. The gradient is computed together with the value, for the mean over cells that a training step
+takes; another upstream gradient costs a multiplication, or, where cells weigh differently, a second pass.
+Rows are dealt to threads in blocks whose limits and order of summation do not depend on the number of threads: results
+are the same to the last bit for any number.
+"""
+
+# mypy: disable-error-code="no-untyped-def"
+from __future__ import annotations
+
+import os
+from concurrent.futures import ThreadPoolExecutor
+from functools import cache
+from typing import NamedTuple
+
+import numpy as np
+import torch
+from numba import njit
+from torch import Tensor
+
+from tenfold.kernels.count_rows import (
+    EXP,
+    SOFTMAX,
+    SOFTPLUS,
+    add_row,
+    bernoulli_observed,
+    inflate_dense,
+    inflate_observed,
+    link_row,
+    multinomial_row,
+    nb_dense,
+    nb_observed,
+    poisson_dense,
+    poisson_observed,
+    row_sum,
+    scale_row,
+    theta_row,
+    unlink_row,
+)
+from tenfold.kernels.rising import N_SMALL, fill_tables
+from tenfold.kernels.rows import SparseRows
+
+_POISSON, _NB, _ZINB, _MULTINOMIAL, _BERNOULLI = 0, 1, 2, 3, 4
+_CODES = {"poisson": _POISSON, "nb": _NB, "zinb": _ZINB, "multinomial": _MULTINOMIAL, "bernoulli": _BERNOULLI}
+_LINKS = {"softmax": SOFTMAX, "exp": EXP, "softplus": SOFTPLUS}
+
+_BLOCK_ROWS = 16  # a block is what a thread takes at a time; each has its own sum of theta's gradient
+_MAX_BLOCKS = 16
+
+
+class Inputs(NamedTuple):
+    """What a likelihood is computed from; tensors of shape (0, 0) stand for what it does not take."""
+
+    counts: SparseRows
+    logits: Tensor
+    log_size: Tensor
+    log_theta: Tensor
+    level: Tensor
+    dropout_logits: Tensor
+
+
+class Gradients(NamedTuple):
+    """Gradients in the order of the tensors that may need one."""
+
+    logits: Tensor
+    log_size: Tensor
+    log_theta: Tensor
+    dropout_logits: Tensor
+
+
+def fused_nll(
+    likelihood: str,
+    counts: SparseRows,
+    logits: Tensor,
+    log_size: Tensor,
+    link: str,
+    log_theta: Tensor | None,
+    level: Tensor | None,
+    dropout_logits: Tensor | None,
+) -> Tensor:
+    """Negative log-likelihood of each cell; arguments as in `tenfold.nn.likelihoods.count_nll`, float32 on a CPU."""
+    return _CountNLL.apply(_CODES[likelihood], _LINKS[link], counts, level, logits, log_size, log_theta, dropout_logits)
+
+
+class _CountNLL(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx, code, link, counts, level, logits, log_size, log_theta, dropout_logits):
+        per_cell = level is None and log_theta is not None and log_theta.ndim == 2
+        none = logits.new_empty(0, 0)
+        inputs = Inputs(
+            counts,
+            logits.contiguous(),
+            log_size.contiguous(),
+            none if log_theta is None else torch.atleast_2d(log_theta).contiguous(),
+            torch.zeros(len(counts), dtype=torch.int64) if level is None else level.to(torch.int64).contiguous(),
+            none if dropout_logits is None else dropout_logits.contiguous(),
+        )
+        weight = torch.full((len(counts),), 1.0 / max(len(counts), 1))
+        nll, gradients = _run(code, link, per_cell, inputs, weight, any(ctx.needs_input_grad))
+        ctx.how = code, link, per_cell, counts
+        ctx.theta_shape = None if log_theta is None else log_theta.shape
+        ctx.save_for_backward(*inputs[1:], *gradients)
+        return nll
+
+    @staticmethod
+    @torch.autograd.function.once_differentiable
+    def backward(ctx, upstream):
+        code, link, per_cell, counts = ctx.how
+        inputs = Inputs(counts, *ctx.saved_tensors[:5])
+        gradients = Gradients(*ctx.saved_tensors[5:])
+        # a mean or a sum over cells hands back one number expanded, with stride 0
+        if len(counts) and upstream.stride(0) != 0 and not bool((upstream == upstream[0]).all()):
+            _, gradients = _run(code, link, per_cell, inputs, upstream.contiguous(), True)
+        elif len(counts):
+            factor = float(upstream[0]) / float(np.float32(1.0 / len(counts)))
+            if factor != 1.0:
+                gradients = Gradients(*(gradient * factor for gradient in gradients))
+        if ctx.theta_shape is not None:
+            gradients = gradients._replace(log_theta=gradients.log_theta.view(ctx.theta_shape))
+        wanted = ctx.needs_input_grad[4:]
+        return (None,) * 4 + tuple(part if want else None for part, want in zip(gradients, wanted, strict=True))
+
+
+def _run(code: int, link: int, per_cell: bool, inputs: Inputs, weight: Tensor, keep: bool) -> tuple[Tensor, Gradients]:
+    """Compute the value of each cell, and the gradients of their sum weighted by `weight` if `keep`."""
+    counts, logits, log_size, log_theta, level, dropout_logits = (
+        inputs.counts,
+        *(part.detach() for part in inputs[1:]),
+    )
+    n, n_genes = counts.shape
+    rows = max(_BLOCK_ROWS, -(-n // _MAX_BLOCKS))
+    blocks = -(-n // rows)
+    theta, inverse, tables, slopes = _theta_tables(log_theta, per_cell, n_genes, counts.values.shape[0])
+    kept = n if keep else blocks
+    nll = torch.empty(n)
+    grad_logits = torch.empty(kept, n_genes)
+    grad_size = torch.empty(n)
+    grad_dropout = torch.empty(kept if code == _ZINB else 0, n_genes)
+    if per_cell:
+        grad_theta = torch.empty(kept if log_theta.numel() else 0, n_genes)[None]
+    else:
+        grad_theta = torch.zeros(blocks, *log_theta.shape)
+    arguments = (
+        *(part.numpy() for part in (counts.indptr, counts.indices, counts.values.detach(), logits, log_size)),
+        *(part.numpy() for part in (log_theta, level, dropout_logits)),
+        theta,
+        inverse,
+        tables,
+        slopes,
+        weight.detach().numpy(),
+        nll.numpy(),
+        grad_logits.numpy(),
+        grad_size.numpy(),
+        grad_theta.numpy(),
+        grad_dropout.numpy(),
+    )
+    _in_threads(lambda first, last: _rows(code, link, per_cell, keep, rows, first, last, *arguments), blocks)
+    total_theta = grad_theta[0] if per_cell else grad_theta.sum(0)
+    return nll, Gradients(grad_logits, grad_size, total_theta, grad_dropout)
+
+
+def _theta_tables(log_theta: Tensor, per_cell: bool, n_genes: int, n_stored: int):
+    """Theta, its inverse and the tables of the gamma terms, where a table is cheaper than a sum at each count."""
+    levels = 0 if per_cell else log_theta.shape[0]
+    width = N_SMALL if levels and levels * n_genes * 4 <= n_stored else 0
+    theta = np.empty((levels, n_genes), np.float32)
+    inverse = np.empty_like(theta)
+    tables = np.empty((width, levels * n_genes), np.float32)
+    slopes = np.empty_like(tables)
+    if levels:
+        _fill(log_theta.numpy().reshape(-1), theta.reshape(-1), inverse.reshape(-1), tables, slopes)
+    return theta, inverse, tables, slopes
+
+
+@njit(nogil=True, cache=True)
+def _fill(log_theta, theta, inverse, tables, slopes):
+    theta_row(log_theta, theta, inverse)
+    fill_tables(theta, inverse, tables, slopes)
+
+
+@cache
+def _pool(process: int) -> ThreadPoolExecutor:
+    """One pool a process: a forked child inherits the object but not its threads."""
+    return ThreadPoolExecutor(os.cpu_count(), thread_name_prefix="tenfold-counts")
+
+
+def _in_threads(work, blocks: int) -> None:
+    """Call ``work(first, last)`` for ranges of blocks, one a thread of PyTorch's setting."""
+    threads = min(torch.get_num_threads(), blocks)
+    if threads <= 1:
+        work(0, blocks)
+        return
+    limits = [blocks * t // threads for t in range(threads + 1)]
+    others = [_pool(os.getpid()).submit(work, limits[t], limits[t + 1]) for t in range(1, threads)]
+    work(limits[0], limits[1])
+    for other in others:
+        other.result()
+
+
+@njit(error_model="numpy", nogil=True, cache=True)
+def _rows(
+    code, link, per_cell, keep, block_rows, first, last, indptr, indices, values, logits, log_size, log_theta, level,
+    dropout, theta, inverse, tables, slopes, weight, nll, grad_logits, grad_size, grad_theta, grad_dropout,
+):  # fmt: skip
+    """Fill `nll` and the gradients for the rows of the blocks from `first` to `last`."""
+    n_genes = logits.shape[1]
+    buffers = np.empty((10, n_genes), np.float32)
+    unit, log_unit, slope, nb, val, th = buffers[0], buffers[1], buffers[2], buffers[3], buffers[4], buffers[5]
+    for block in range(first, last):
+        for i in range(block * block_rows, min((block + 1) * block_rows, logits.shape[0])):
+            target = i if keep else block
+            g = grad_logits[target]
+            x, columns = values[indptr[i] : indptr[i + 1]], indices[indptr[i] : indptr[i + 1]]
+            scale, shift, total = link_row(link, logits[i], log_size[i], unit, log_unit, slope)
+            if code == _MULTINOMIAL:
+                nll[i] = multinomial_row(x, columns, unit, total, log_unit, g)
+                grad_size[i] = 0.0
+                unlink_row(link, g, np.float32(0.0), unit, total, slope, weight[i])
+                continue
+            if code in (_NB, _ZINB):
+                offset = 0
+                if per_cell:
+                    t, t_inverse = buffers[6], buffers[7]
+                    theta_row(log_theta[i], t, t_inverse)
+                    th = grad_theta[0, target]
+                else:
+                    t, t_inverse = theta[level[i]], inverse[level[i]]
+                    offset = level[i] * n_genes
+                nb_dense(unit, scale, t, t_inverse, nb, g, th)
+                if code == _NB:
+                    val = nb
+                else:
+                    pi = grad_dropout[target]
+                    inflate_dense(dropout[i], nb, weight[i], val, g, th, pi)
+                nb_observed(
+                    x, columns, unit, scale, log_unit, shift, t, t_inverse, tables, slopes, offset, nb, val, g, th
+                )
+                if code == _ZINB:
+                    inflate_observed(x, columns, dropout[i], weight[i], val, pi, buffers[8], buffers[9])
+                if per_cell:
+                    scale_row(th, weight[i])
+                else:
+                    add_row(grad_theta[block, level[i]], th, weight[i])
+            else:
+                poisson_dense(unit, scale, val, g)
+                if code == _POISSON:
+                    poisson_observed(x, columns, log_unit, shift, val, g)
+                else:
+                    bernoulli_observed(x, columns, log_unit, shift, val, g)
+            nll[i] = row_sum(val)
+            total_g = row_sum(g)
+            grad_size[i] = total_g * weight[i]
+            unlink_row(link, g, total_g, unit, total, slope, weight[i])
