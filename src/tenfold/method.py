@@ -9,20 +9,20 @@ from __future__ import annotations
 
 import dataclasses
 import warnings
-from abc import ABC, abstractmethod
-from collections.abc import Iterable
+from abc import abstractmethod
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar
 
+from tenfold.capabilities import TASKS, Clusterer, Corrector, Denoiser, Embedder, Generator, Grapher
 from tenfold.errors import DataError, NotFittedError, RoleError, closest
 from tenfold.parameters import Configured, param
 from tenfold.types import Readiness, RunOptions
 
 if TYPE_CHECKING:
-    import numpy as np
     from anndata import AnnData
-    from scipy import sparse
 
     from tenfold.data.inputs import Inputs
 
@@ -147,15 +147,14 @@ class Method(metaclass=Configured):
 
         roles = self._checked_roles(roles)
         options = RunOptions(progress, None if checkpoint is None else str(checkpoint))
-        with warnings.catch_warnings(record=True) as caught, Meter() as meter:
-            warnings.simplefilter("always", UserWarning)
+        for name in self._state():
+            delattr(self, name)  # a fit that fails must not leave results of two fits mixed
+        messages: list[str] = []
+        with _noted(messages), Meter() as meter:
             data = Inputs(adata, roles, options, needed=self.info.needs)
             self._fit(data)
-        messages = list(dict.fromkeys(str(w.message) for w in caught if issubclass(w.category, UserWarning)))
-        for record in caught:
-            warnings.warn_explicit(record.message, record.category, record.filename, record.lineno)
-        self.roles_ = {role: value for role, value in roles.items() if isinstance(value, (str, list, tuple))}
-        self.cells_ = data.digest
+            self.roles_ = {role: value for role, value in roles.items() if isinstance(value, (str, list, tuple))}
+            self.cells_ = data.digest
         self.run_ = {"seconds": meter.seconds, "peak_memory_mb": meter.peak_memory_mb, "warnings": messages}
         return self
 
@@ -164,16 +163,17 @@ class Method(metaclass=Configured):
         """Compute the fitted state from checked inputs."""
 
     def _checked_roles(self, given: dict[str, Any]) -> dict[str, Any]:
-        taken = (*self.info.needs, *self.info.accepts, *_ALWAYS_ACCEPTED)
+        taken = dict.fromkeys((*self.info.needs, *self.info.accepts, *_ALWAYS_ACCEPTED))
         roles = {role: value for role, value in given.items() if value is not None}
         for role in roles:
             if role not in ROLES:
                 raise RoleError(f"'{role}' is not a data role.{closest(role, ROLES)} Roles are: {', '.join(ROLES)}.")
             if role not in taken:
                 raise RoleError(
-                    f"{self.info.title} does not use '{role}'; it takes {', '.join(dict.fromkeys(taken))}. "
-                    f"Leave {role}= out."
+                    f"{self.info.title} does not use '{role}'; it takes {', '.join(taken)}. Leave {role}= out."
                 )
+            if role in _ALWAYS_ACCEPTED and not isinstance(roles[role], str):
+                raise RoleError(f"{role}= takes a name, not {type(roles[role]).__name__}: the {ROLES[role]}.")
         for role in self.info.needs:
             if role not in roles:
                 raise RoleError(f"{self.info.title} needs {role}=...: the {ROLES[role]}.")
@@ -209,7 +209,7 @@ class Method(metaclass=Configured):
         task = task or self.task or self.info.tasks[0]
         if task not in self.info.tasks:
             raise RoleError(f"{self.info.title} does not serve '{task}'; it serves {', '.join(self.info.tasks)}.")
-        key = self.roles_.get("key_added", self.name())
+        key = str(self.roles_.get("key_added", self.name()))
         for capability in TASKS[task].capabilities:
             if isinstance(self, capability):
                 capability._write(self, adata, key)
@@ -230,10 +230,9 @@ class Method(metaclass=Configured):
             "roles": json.dumps(self.roles_),
             "seed": getattr(self, "seed", -1),
             "version": __version__,
-            "seconds": self.run_["seconds"],
-            "peak_memory_mb": self.run_["peak_memory_mb"],
-            "warnings": json.dumps(self.run_["warnings"]),
             "doi": self.info.doi,
+            **self.run_,
+            "warnings": json.dumps(self.run_["warnings"]),
         }
 
     def _check_fitted(self) -> None:
@@ -271,118 +270,30 @@ class Method(metaclass=Configured):
         from tenfold.data.store import write_folder
 
         self._check_fitted()
-        state = {name: value for name, value in vars(self).items() if name.endswith("_") and not name.startswith("_")}
-        if "net_" in state:
-            state["net_"] = {k: v.detach().cpu().numpy() for k, v in state["net_"].state_dict().items()}
         head = {"method": self.name(), "task": self.task, "version": __version__, "parameters": self.parameters}
-        return write_folder(Path(folder), head, state)
+        return write_folder(Path(folder), head, self._state())
+
+    def _state(self) -> dict[str, Any]:
+        return {name: value for name, value in vars(self).items() if name.endswith("_") and not name.startswith("_")}
 
     def _restore(self, state: dict[str, Any]) -> None:
-        network = state.pop("net_", None)
-        for name, value in state.items():
-            setattr(self, name, value)
-        if network is not None:
-            import torch
-
+        weights = state.pop("net_", None)
+        vars(self).update(state)
+        if weights is not None:
             self.net_ = self._build()
-            self.net_.load_state_dict({k: torch.as_tensor(v) for k, v in network.items()})
+            self.net_.load_state_dict(weights)
             self.net_.eval()
 
 
-# ---- capabilities: what a method can give, and the slots it goes to ----------------------------------------------------
-
-
-class Embedder(ABC):
-    """Gives low-dimensional coordinates of cells: ``obsm["X_<m>"]``."""
-
-    @abstractmethod
-    def embed(self, adata: AnnData | None = None) -> np.ndarray:
-        """Return coordinates, shape (n_cells, n_latent), float32; ``None`` means the fitted cells."""
-
-    def _write(self, adata: AnnData, key: str) -> None:
-        adata.obsm[f"X_{key}"] = self.embed()
-
-
-class Clusterer(ABC):
-    """Gives clusters: ``obs["<m>"]``."""
-
-    @abstractmethod
-    def cluster(self) -> np.ndarray:
-        """Return the cluster of each fitted cell, integers from 0 (largest), shape (n_cells,)."""
-
-    def _write(self, adata: AnnData, key: str) -> None:
-        import pandas as pd
-
-        labels = self.cluster()
-        levels = [str(level) for level in range(int(labels.max()) + 1)]
-        adata.obs[key] = pd.Categorical.from_codes(labels, categories=levels)
-
-
-class Grapher(ABC):
-    """Gives a neighbour graph: ``obsp["<m>_distances"]``, ``obsp["<m>_connectivities"]``."""
-
-    @abstractmethod
-    def graph(self) -> tuple[sparse.csr_matrix, sparse.csr_matrix]:
-        """Return distances and connectivities, each sparse (n_cells, n_cells)."""
-
-    def _write(self, adata: AnnData, key: str) -> None:
-        distances, connectivities = self.graph()
-        adata.obsp[f"{key}_distances"] = distances
-        adata.obsp[f"{key}_connectivities"] = connectivities
-        # The entry by which Scanpy's tools find a graph: sc.tl.umap(adata, neighbors_key="<m>").
-        adata.uns[key] = {
-            "distances_key": f"{key}_distances",
-            "connectivities_key": f"{key}_connectivities",
-            "params": {"method": "umap"},
-        }
-
-
-class Corrector(ABC):
-    """Gives batch-corrected expression: ``layers["<m>"]``."""
-
-    @abstractmethod
-    def correct(self) -> np.ndarray:
-        """Return corrected log-expression of the fitted cells, dense (n_cells, n_genes), float32."""
-
-    def _write(self, adata: AnnData, key: str) -> None:
-        adata.layers[key] = self.correct()
-
-
-class Denoiser(ABC):
-    """Gives denoised expression: ``layers["<m>"]``."""
-
-    @abstractmethod
-    def denoise(self, adata: AnnData | None = None) -> np.ndarray:
-        """Return denoised expression, (n_cells, n_genes), float32, genes that the model left out as NaN."""
-
-    def _write(self, adata: AnnData, key: str) -> None:
-        adata.layers[key] = self.denoise()
-
-
-class Generator(ABC):
-    """Gives synthetic cells: a new AnnData, marked in ``obs["synthetic"]``."""
-
-    @abstractmethod
-    def sample(self, n: int) -> AnnData:
-        """Return `n` synthetic cells with integer counts."""
-
-    def _write(self, adata: AnnData, key: str) -> None:
-        """Synthetic cells are never mixed into the user's data; ask for them with ``sample``."""
-
-
-@dataclass(frozen=True)
-class TaskInfo:
-    """A task of the catalog: its title and the capabilities whose results `write` stores."""
-
-    title: str
-    capabilities: tuple[type, ...]
-
-
-TASKS: dict[str, TaskInfo] = {
-    "embed": TaskInfo("Embedding and clustering of cells", (Embedder, Clusterer)),
-    "integrate": TaskInfo("Integration of batches", (Embedder, Grapher, Corrector)),
-    "denoise": TaskInfo("Denoising of expression", (Denoiser,)),
-    "generate": TaskInfo("Generation of synthetic cells", (Generator,)),
-}
-
-
+@contextmanager
+def _noted(messages: list[str]) -> Iterator[None]:
+    """Add the text of every UserWarning in the block to `messages`; all warnings reach the caller afterwards, once."""
+    try:
+        with warnings.catch_warnings(record=True) as caught:
+            warnings.simplefilter("always", UserWarning)
+            yield
+    finally:
+        distinct = {(str(record.message), record.category): record for record in caught}
+        messages += [text for text, category in distinct if issubclass(category, UserWarning)]
+        for record in distinct.values():
+            warnings.warn_explicit(record.message, record.category, record.filename, record.lineno)

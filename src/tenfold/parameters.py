@@ -123,5 +123,7 @@ def _describe(option: Any) -> str:
         return "None"
     if typing.get_origin(option) is typing.Literal:
         return "one of " + ", ".join(repr(choice) for choice in typing.get_args(option))
-    names = {int: "a whole number", float: "a number", bool: "True or False", str: "text"}
+    if typing.get_origin(option) in (tuple, list):
+        return f"a list, each entry {_describe(typing.get_args(option)[0])}"
+    names = {int: "a whole number", float: "a number", bool: "True or False", str: "text", dict: "a dict"}
     return names.get(option, str(option))

@@ -1,0 +1,115 @@
+"""What a method can give, as small abstract classes that know the slots it goes to, and the tasks they serve."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    import numpy as np
+    from anndata import AnnData
+    from scipy import sparse
+
+
+class Capability(ABC):
+    """Something that a fitted method can give."""
+
+    @abstractmethod
+    def _write(self, adata: AnnData, key: str) -> None:
+        """Write it into `adata` under `key`, the ``<m>`` of the documented slots."""
+
+
+class Embedder(Capability):
+    """Gives low-dimensional coordinates of cells: ``obsm["X_<m>"]``."""
+
+    @abstractmethod
+    def embed(self, adata: AnnData | None = None) -> np.ndarray:
+        """Return coordinates, shape (n_cells, n_latent), float32; ``None`` means the fitted cells."""
+
+    def _write(self, adata: AnnData, key: str) -> None:
+        adata.obsm[f"X_{key}"] = self.embed()
+
+
+class Clusterer(Capability):
+    """Gives clusters: ``obs["<m>"]``."""
+
+    @abstractmethod
+    def cluster(self) -> np.ndarray:
+        """Return the cluster of each fitted cell, integers from 0 (largest), shape (n_cells,)."""
+
+    def _write(self, adata: AnnData, key: str) -> None:
+        import pandas as pd
+
+        labels = self.cluster()
+        levels = [str(level) for level in range(int(labels.max()) + 1)]
+        adata.obs[key] = pd.Categorical.from_codes(labels, categories=levels)
+
+
+class Grapher(Capability):
+    """Gives a neighbour graph: ``obsp["<m>_distances"]``, ``obsp["<m>_connectivities"]``."""
+
+    @abstractmethod
+    def graph(self) -> tuple[sparse.csr_matrix, sparse.csr_matrix]:
+        """Return distances and connectivities, each sparse (n_cells, n_cells)."""
+
+    def _write(self, adata: AnnData, key: str) -> None:
+        distances, connectivities = self.graph()
+        adata.obsp[f"{key}_distances"] = distances
+        adata.obsp[f"{key}_connectivities"] = connectivities
+        # The entry by which Scanpy's tools find a graph: sc.tl.umap(adata, neighbors_key="<m>"). Its n_neighbors counts
+        # the cell itself.
+        adata.uns[key] = {
+            "distances_key": f"{key}_distances",
+            "connectivities_key": f"{key}_connectivities",
+            "params": {"method": "umap", "n_neighbors": int(distances.getnnz(axis=1).max()) + 1},
+        }
+
+
+class Corrector(Capability):
+    """Gives batch-corrected expression: ``layers["<m>"]``."""
+
+    @abstractmethod
+    def correct(self) -> np.ndarray:
+        """Return corrected log-expression of the fitted cells, dense (n_cells, n_genes), float32."""
+
+    def _write(self, adata: AnnData, key: str) -> None:
+        adata.layers[key] = self.correct()
+
+
+class Denoiser(Capability):
+    """Gives denoised expression: ``layers["<m>"]``."""
+
+    @abstractmethod
+    def denoise(self, adata: AnnData | None = None) -> np.ndarray:
+        """Return denoised expression, (n_cells, n_genes), float32, genes that the model left out as NaN."""
+
+    def _write(self, adata: AnnData, key: str) -> None:
+        adata.layers[key] = self.denoise()
+
+
+class Generator(Capability):
+    """Gives synthetic cells: a new AnnData, marked in ``obs["synthetic"]``."""
+
+    @abstractmethod
+    def sample(self, n: int) -> AnnData:
+        """Return `n` synthetic cells with integer counts."""
+
+    def _write(self, adata: AnnData, key: str) -> None:
+        """Synthetic cells are never mixed into the user's data; ask for them with ``sample``."""
+
+
+@dataclass(frozen=True)
+class TaskInfo:
+    """A task of the catalog: its title and the capabilities whose results `write` stores."""
+
+    title: str
+    capabilities: tuple[type[Capability], ...]
+
+
+TASKS: dict[str, TaskInfo] = {
+    "embed": TaskInfo("Embedding and clustering of cells", (Embedder, Clusterer)),
+    "integrate": TaskInfo("Integration of batches", (Embedder, Grapher, Corrector)),
+    "denoise": TaskInfo("Denoising of expression", (Denoiser,)),
+    "generate": TaskInfo("Generation of synthetic cells", (Generator,)),
+}
