@@ -1,0 +1,86 @@
+"""Scores, one pure function each: arrays in, a number out.
+
+Groups (labels, batches) are given as any array with one entry per cell: integers, strings or a categorical. Neighbour
+lists come from one search that all metrics share::
+
+    near = tf.metrics.neighbors(points, 90)
+    tf.metrics.ilisi(near, batch), tf.metrics.clisi(near, labels)
+
+Functions that look inside each label (`bras`, `kbet`, `cilisi`, ...) take ``(cells, labels, batch)``. Each docstring
+states formula, range, what is good, known criticism and source. `integration_metrics` computes all that apply.
+Names are loaded when first asked for.
+"""
+
+from __future__ import annotations
+
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
+from tenfold.errors import closest
+
+if TYPE_CHECKING:
+    from tenfold.metrics.agreement import ami, ari, completeness, f1_per_label, homogeneity, matched_accuracy, nmi
+    from tenfold.metrics.batch_silhouettes import asw_batch, asw_batch_per_label, bras, bras_per_label
+    from tenfold.metrics.batch_test import kbet, kbet_per_label
+    from tenfold.metrics.clusters import (
+        isolated_labels_f1,
+        kmeans_clusters,
+        leiden_clusterings,
+        nmi_ari_kmeans,
+        nmi_ari_leiden,
+        stability,
+    )
+    from tenfold.metrics.components import graph_connectivity, graph_connectivity_per_label
+    from tenfold.metrics.described import METRICS, MetricInfo
+    from tenfold.metrics.diversity import cilisi, cilisi_per_label, clisi, clisi_per_label, ilisi, ilisi_per_label, lisi
+    from tenfold.metrics.neighborhoods import (
+        Neighbors,
+        graph_neighbors,
+        neighbor_overlap,
+        neighbor_purity,
+        neighbors,
+    )
+    from tenfold.metrics.separability import separability_auc
+    from tenfold.metrics.silhouettes import asw_label, asw_per_label, isolated_labels, silhouette_samples
+    from tenfold.metrics.suite import MetricScore, integration_metrics
+    from tenfold.metrics.variance import pcr, pcr_comparison
+
+# No file has the name of a function: importing it would put the module in the function's place.
+_HOMES = {
+    "agreement": ("ami", "ari", "completeness", "f1_per_label", "homogeneity", "matched_accuracy", "nmi"),
+    "batch_test": ("kbet", "kbet_per_label"),
+    "clusters": (
+        "isolated_labels_f1", "kmeans_clusters", "leiden_clusterings", "nmi_ari_kmeans", "nmi_ari_leiden", "stability",
+    ),
+    "components": ("graph_connectivity", "graph_connectivity_per_label"),
+    "diversity": ("cilisi", "cilisi_per_label", "clisi", "clisi_per_label", "ilisi", "ilisi_per_label", "lisi"),
+    "neighborhoods": ("Neighbors", "graph_neighbors", "neighbor_overlap", "neighbor_purity", "neighbors"),
+    "separability": ("separability_auc",),
+    "silhouettes": ("asw_label", "asw_per_label", "isolated_labels", "silhouette_samples"),
+    "batch_silhouettes": ("asw_batch", "asw_batch_per_label", "bras", "bras_per_label"),
+    "described": ("METRICS", "MetricInfo"),
+    "suite": ("MetricScore", "integration_metrics"),
+    "variance": ("pcr", "pcr_comparison"),
+}  # fmt: skip
+
+__all__ = [  # noqa: RUF022  (by family)
+    "Neighbors", "neighbors", "graph_neighbors", "neighbor_overlap", "neighbor_purity",
+    "ari", "nmi", "ami", "homogeneity", "completeness", "matched_accuracy", "f1_per_label",
+    "kmeans_clusters", "leiden_clusterings", "nmi_ari_kmeans", "nmi_ari_leiden", "isolated_labels_f1", "stability",
+    "lisi", "ilisi", "ilisi_per_label", "clisi", "clisi_per_label", "cilisi", "cilisi_per_label",
+    "graph_connectivity", "graph_connectivity_per_label", "kbet", "kbet_per_label", "pcr", "pcr_comparison",
+    "silhouette_samples", "asw_label", "asw_per_label", "asw_batch", "asw_batch_per_label",
+    "bras", "bras_per_label", "isolated_labels", "separability_auc",
+    "METRICS", "MetricInfo", "MetricScore", "integration_metrics",
+]  # fmt: skip
+
+
+def __getattr__(name: str) -> Any:
+    for module, names in _HOMES.items():
+        if name in names:
+            return getattr(import_module(f"{__name__}.{module}"), name)
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}{closest(name, __all__)}")
+
+
+def __dir__() -> list[str]:
+    return sorted(__all__)

@@ -1,0 +1,213 @@
+"""All metrics of integration at once: one neighbour search, one set of clusterings, shared by those that need them."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+from scipy import sparse
+
+from tenfold.errors import DataError
+from tenfold.metrics._checks import groups, points
+from tenfold.metrics.described import METRICS, MetricInfo
+from tenfold.metrics.neighborhoods import Neighbors, graph_neighbors, neighbors
+
+__all__ = ["METRICS", "MetricInfo", "MetricScore", "integration_metrics"]
+
+K_LISI, K_GRAPH = 90, 15
+#: Above this many cells the silhouettes are means over `SILHOUETTE_SAMPLE` cells of each label, against all cells.
+SILHOUETTE_ALL = 30_000
+SILHOUETTE_SAMPLE = 1000
+
+#: Value and values by label, by metric.
+_Found = dict[str, tuple[float, dict[Any, float]]]
+
+
+@dataclass(frozen=True)
+class MetricScore:
+    """Value of one metric, and of each label where the metric has one.
+
+    Attributes
+    ----------
+    group, metric
+        Keys in `METRICS`.
+    value
+        Unscaled value.
+    per_label
+        Value by label, as the labels were given; empty where the metric has none.
+    """
+
+    group: str
+    metric: str
+    value: float
+    per_label: dict[Any, float] = field(default_factory=dict)
+
+
+def integration_metrics(
+    *,
+    batch: np.ndarray,
+    embedding: np.ndarray | None = None,
+    graph: sparse.spmatrix | None = None,
+    labels: np.ndarray | None = None,
+    before: np.ndarray | None = None,
+    seed: int = 0,
+) -> list[MetricScore]:
+    """Score an integration by every metric that its result and the given labels allow.
+
+    Parameters
+    ----------
+    batch
+        Batch of every cell, shape (n,).
+    embedding
+        Integrated coordinates, shape (n, d).
+    graph
+        Where there is no embedding: connectivities, sparse, shape (n, n). BRAS, PCR comparison, k-means and
+        silhouettes need an embedding and are left out; LISI and kBET take neighbours along the graph.
+    labels
+        Cell type of every cell, shape (n,). Without them: iLISI and PCR comparison only.
+    before
+        Principal components before integration, shape (n, d2), for PCR comparison.
+    seed
+        Of clusterings and samples.
+
+    Returns
+    -------
+    Scores in the order of `METRICS`. A metric that these data do not allow (a single batch, no isolated label) is left
+    out.
+
+    Raises
+    ------
+    DataError
+        Neither an embedding nor a graph; arrays of different lengths; NaN; cells without batch or label.
+    """
+    result = _checked(embedding, graph, labels, batch, before)
+    n = result.shape[0]
+    is_graph = sparse.issparse(result)
+    near = graph_neighbors(result, min(K_LISI, n - 1)) if is_graph else neighbors(result, K_LISI, seed)
+    found = _diversity(near, labels, batch)
+    if before is not None and not is_graph:
+        found |= _variance(before, result, batch)
+    if labels is not None:
+        found |= _inside_labels(result, labels, batch, seed)
+        found |= _connectivity(result if is_graph else near.first(K_GRAPH), labels)
+        found |= _clusters(result if is_graph else near.first(K_GRAPH), labels, batch, seed)
+        if not is_graph:
+            found |= _geometry(result, labels, batch, seed)
+    return [MetricScore(METRICS[name].group, name, *found[name]) for name in METRICS if name in found]
+
+
+def _checked(
+    embedding: np.ndarray | None,
+    graph: sparse.spmatrix | None,
+    labels: np.ndarray | None,
+    batch: np.ndarray,
+    before: np.ndarray | None,
+) -> np.ndarray | sparse.spmatrix:
+    """Check all inputs once; after this, an error of a metric means that it has no value on these data."""
+    result = graph if embedding is None else points(embedding, "embedding")
+    if result is None:
+        raise DataError("Give an embedding or a graph to score.")
+    n = result.shape[0]
+    if n < 3:
+        raise DataError(f"There are only {n} cells; metrics of integration need at least 3.")
+    groups(batch, "batch", n)
+    if labels is not None:
+        groups(labels, "labels", n)
+    if before is not None and len(points(before, "before")) != n:
+        raise DataError(f"`before` has {len(before)} cells and the result of the integration {n}.")
+    return result
+
+
+def _n_groups(values: np.ndarray | None) -> int:
+    return 0 if values is None else len(groups(values, "values").levels)
+
+
+def _mean(each: dict[Any, float]) -> tuple[float, dict[Any, float]]:
+    return float(np.mean(list(each.values()))), each
+
+
+def _diversity(near: Neighbors, labels: np.ndarray | None, batch: np.ndarray) -> _Found:
+    from tenfold.metrics.diversity import by_label, diversity, mixed, weights
+
+    shared = weights(near)  # the costly part of LISI, the same for batches and labels
+    found: _Found = {}
+    n_batches, n_labels = _n_groups(batch), _n_groups(labels)
+    if n_batches > 1:
+        values = diversity(near, shared, groups(batch, "batch"))
+        each = {} if labels is None else by_label(values, labels, lambda part: mixed(part, n_batches))
+        found["ilisi"] = (mixed(values, n_batches), each)
+    if labels is not None and n_labels > 1:
+        values = diversity(near, shared, groups(labels, "labels"))
+        each = by_label(values, labels, lambda part: 1 - mixed(part, n_labels))
+        found["clisi"] = (1 - mixed(values, n_labels), each)
+    return found
+
+
+def _variance(before: np.ndarray, embedding: np.ndarray, batch: np.ndarray) -> _Found:
+    from tenfold.metrics.variance import pcr_comparison
+
+    try:
+        return {"pcr_comparison": (pcr_comparison(before, embedding, batch), {})}
+    except DataError:  # a single batch
+        return {}
+
+
+def _inside_labels(result: np.ndarray | sparse.spmatrix, labels: np.ndarray, batch: np.ndarray, seed: int) -> _Found:
+    from tenfold.metrics._within import label_cells
+    from tenfold.metrics.batch_test import label_acceptance
+    from tenfold.metrics.diversity import label_mixing, pooled
+
+    try:
+        inside = label_cells(result, labels, batch, K_LISI, seed)
+    except DataError:  # no label in two batches
+        return {}
+    found: _Found = {"kbet": _mean(label_acceptance(inside))}
+    mixing = label_mixing(inside)
+    if mixing:
+        found["cilisi"] = (pooled(mixing), {level: value for level, (value, _) in mixing.items()})
+    return found
+
+
+def _connectivity(graph: Neighbors | sparse.spmatrix, labels: np.ndarray) -> _Found:
+    from tenfold.metrics.components import graph_connectivity_per_label
+
+    return {"graph_connectivity": _mean(graph_connectivity_per_label(graph, labels))}
+
+
+def _clusters(graph: Neighbors | sparse.spmatrix, labels: np.ndarray, batch: np.ndarray, seed: int) -> _Found:
+    from tenfold.kernels.fuzzy import fuzzy_graph
+    from tenfold.metrics.clusters import isolated_labels_f1, leiden_clusterings, nmi_ari_leiden
+
+    if _n_groups(labels) < 2:
+        return {}
+    connectivities = fuzzy_graph(*graph) if isinstance(graph, Neighbors) else graph
+    clusterings = leiden_clusterings(connectivities, seed=seed)
+    agreement = nmi_ari_leiden(clusterings, labels)
+    found: _Found = {"nmi_leiden": (agreement.nmi, {}), "ari_leiden": (agreement.ari, {})}
+    rare = isolated_labels_f1(clusterings, labels, batch)
+    return found | {"isolated_f1": _mean(rare)} if rare else found
+
+
+def _geometry(embedding: np.ndarray, labels: np.ndarray, batch: np.ndarray, seed: int) -> _Found:
+    """Scores that need coordinates: BRAS, k-means and the silhouettes of the literature."""
+    from tenfold.metrics.batch_silhouettes import asw_batch_per_label, bras_per_label
+    from tenfold.metrics.clusters import nmi_ari_kmeans
+    from tenfold.metrics.silhouettes import isolated, label_widths
+
+    sample = None if len(embedding) <= SILHOUETTE_ALL else SILHOUETTE_SAMPLE
+    found: _Found = {}
+    try:
+        found["bras"] = _mean(bras_per_label(embedding, labels, batch))
+        found["asw_batch"] = _mean(asw_batch_per_label(embedding, labels, batch, sample, seed))
+    except DataError:  # no label in two batches
+        pass
+    if _n_groups(labels) < 2:
+        return found
+    agreement = nmi_ari_kmeans(embedding, labels, seed)
+    found |= {"nmi_kmeans": (agreement.nmi, {}), "ari_kmeans": (agreement.ari, {})}
+    widths = label_widths(embedding, labels, sample, seed)
+    scaled = dict(zip(widths.levels, ((widths.means + 1) / 2).tolist(), strict=True))
+    found["asw_label"] = (float(np.average(list(scaled.values()), weights=widths.sizes)), scaled)
+    rare, everywhere = isolated(labels, batch)
+    return found if everywhere else found | {"isolated_asw": _mean({level: scaled[level] for level in rare})}
