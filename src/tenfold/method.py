@@ -49,43 +49,29 @@ _ALWAYS_ACCEPTED = ("layer", "key_added")
 
 @dataclass(frozen=True, kw_only=True)
 class MethodInfo:
-    """What the catalog, the docs and `compare` know of a method.
+    """What the catalog, the docs and `compare` know of a method."""
 
-    Attributes
-    ----------
-    title
-        The field's spelling of the name.
-    tasks
-        Tasks that it serves; the first is the folder it lives in.
-    family
-        Kind of model, e.g. ``"classical"`` or ``"deep"``.
-    year, doi
-        Of the publication.
-    needs, accepts
-        Data roles that must, or may, be given (beside ``layer`` and ``key_added``).
-    gives
-        What it produces, in words of the catalog (``"embedding"``, ``"graph"``, ``"expression"``, ...).
-    stochastic
-        Whether the seed changes the result.
-    sees_labels
-        Whether it is shown the labels it may be scored on; such methods are ranked apart.
-    readiness
-        The review's verdict, overridden only by our own measurements.
-    advice
-        When to use it, in one sentence.
-    """
-
+    #: The field's spelling of the name.
     title: str
+    #: Tasks that it serves; the first is the folder it lives in.
     tasks: tuple[str, ...]
+    #: Kind of model, e.g. ``"classical"`` or ``"deep"``.
     family: str
+    #: Of the publication.
     year: int
     doi: str
+    #: What it produces, in words of the catalog (``"embedding"``, ``"graph"``, ``"expression"``, ...).
     gives: tuple[str, ...]
+    #: The review's verdict, overridden only by our own measurements.
     readiness: Readiness
+    #: When to use it, in one sentence.
     advice: str
+    #: Data roles that must, or may, be given (beside ``layer`` and ``key_added``).
     needs: tuple[str, ...] = ()
     accepts: tuple[str, ...] = ()
+    #: Whether the seed changes the result.
     stochastic: bool = True
+    #: Whether it is shown the labels it may be scored on; such methods are ranked apart.
     sees_labels: bool = False
 
 

@@ -31,19 +31,13 @@ if TYPE_CHECKING:
     from tenfold.engine.minibatches import Minibatches, predict, split
     from tenfold.engine.phases import Batch, EarlyStopping, Phase, Progress, Step
 
-_HOMES = {
-    "devices": ("seeded",),
-    "history": ("History",),
-    "loop": ("fit",),
-    "minibatches": ("Minibatches", "predict", "split"),
-    "phases": ("Batch", "EarlyStopping", "Phase", "Progress", "Step"),
-}
 __all__ = ["Batch", "EarlyStopping", "History", "Minibatches", "Phase", "Progress", "Step"]  # classes, then functions
 __all__ += ["fit", "predict", "seeded", "split"]
+_HOMES = {"History": "history", "Minibatches": "minibatches", "fit": "loop", "predict": "minibatches"}
+_HOMES |= {"seeded": "devices", "split": "minibatches"}
 
 
 def __getattr__(name: str) -> Any:
-    for module, names in _HOMES.items():
-        if name in names:
-            return getattr(import_module(f"{__name__}.{module}"), name)
-    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    if name not in __all__:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    return getattr(import_module(f"{__name__}.{_HOMES.get(name, 'phases')}"), name)

@@ -30,17 +30,12 @@ class Bar:
         self._console = Console(stderr=True)
         self._wanted = wanted and (self._console.is_terminal or self._console.is_jupyter)
         self._started = time.perf_counter()
-        self._first: int | None = None
         self._bar: Progress | None = None
 
     def show(self, done: int, phase: str, epoch: int, epochs: int, loss: float) -> None:
         """Bring the bar up to date, drawing it once the work has proved long."""
-        elapsed = time.perf_counter() - self._started
-        self._first = done if self._first is None else self._first
-        if self._wanted and self._bar is None and elapsed > SHOW_AFTER:
-            rate = max(done - self._first, 1) / elapsed
-            if (self.total - done) / rate > SHOW_AFTER:
-                self._open()
+        if self._wanted and self._bar is None and time.perf_counter() - self._started > SHOW_AFTER:
+            self._open()
         if self._bar is not None:
             shown = {"phase": phase, "epoch": f"{epoch + 1}/{epochs}", "loss": f"{loss:.5g}"}
             self._bar.update(self._task, completed=done, refresh=False, **shown)  # type: ignore[arg-type]

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-import hashlib
 import json
 import signal
 import threading
 import time
 import zlib
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from types import FrameType
 from typing import Any
@@ -18,6 +19,7 @@ from torch.nn import Module
 
 from tenfold import __version__
 from tenfold.data.store import read_file, write_file
+from tenfold.engine.phases import Phase
 from tenfold.errors import ParameterError
 
 #: Least time between two checkpoints, and the largest share of the time that writing them may take.
@@ -81,14 +83,18 @@ class Checkpoint:
         )
 
 
-def describe_net(net: Module) -> str:
-    """Return a short description of a network's class and the names and shapes of its weights."""
+def fingerprint_of(net: Module, phases: list[Phase], data: dict[str, Any]) -> dict[str, Any]:
+    """Return plain values that tell this training from others, by the words that name them in an error."""
     shapes = [(name, tuple(value.shape), str(value.dtype)) for name, value in net.state_dict().items()]
-    digest = hashlib.sha256(repr(shapes).encode()).hexdigest()[:12]
-    return f"{type(net).__name__} with {sum(p.numel() for p in net.parameters())} weights ({digest})"
+    width = sum(p.numel() for p in net.parameters())
+    return {
+        "the network": f"{type(net).__name__} with {width} weights (#{zlib.crc32(repr(shapes).encode()):08x})",
+        **{f"phase '{phase.name}'": phase.summary() for phase in phases},
+        **{f"entry '{name}' of the data": _checksum(value) for name, value in data.items()},
+    }
 
 
-def describe_entry(value: Any) -> str:
+def _checksum(value: Any) -> str:
     """Return the shape, type and a checksum of an entry of the data; large ones are sampled evenly."""
     parts = [value.data, value.indices, value.indptr] if sparse.issparse(value) else [np.asarray(value)]
     checksum = 0
@@ -98,31 +104,24 @@ def describe_entry(value: Any) -> str:
     return f"{tuple(value.shape)} {value.dtype} #{checksum:08x}"
 
 
-class Interruption:
-    """Context in which the first Ctrl-C is only noted, so that the training can save; a second one acts at once.
+@contextmanager
+def noted_interruption(active: bool) -> Iterator[threading.Event]:
+    """Only note the first Ctrl-C in the block, so that the training can save; a second one acts at once.
 
-    Attributes
-    ----------
-    requested
-        Whether Ctrl-C was pressed.
+    Yields an event that is set by Ctrl-C. Python allows handlers in the main thread only; elsewhere, where SIGINT is
+    ignored, and where not `active`, nothing changes.
     """
+    requested, former = threading.Event(), signal.getsignal(signal.SIGINT)
+    active = active and threading.current_thread() is threading.main_thread() and callable(former)
 
-    def __init__(self, active: bool):
-        # Python allows handlers in the main thread only; elsewhere, or where SIGINT is ignored, nothing changes.
-        self._active = active and threading.current_thread() is threading.main_thread()
-        self.requested = False
+    def note(number: int, frame: FrameType | None) -> None:
+        requested.set()
+        signal.signal(signal.SIGINT, former)
 
-    def __enter__(self) -> Interruption:
-        self._former = signal.getsignal(signal.SIGINT)
-        self._active = self._active and callable(self._former)
-        if self._active:
-            signal.signal(signal.SIGINT, self._note)
-        return self
-
-    def _note(self, number: int, frame: FrameType | None) -> None:
-        self.requested = True
-        signal.signal(signal.SIGINT, self._former)
-
-    def __exit__(self, *exc: object) -> None:
-        if self._active:
-            signal.signal(signal.SIGINT, self._former)
+    if active:
+        signal.signal(signal.SIGINT, note)
+    try:
+        yield requested
+    finally:
+        if active:
+            signal.signal(signal.SIGINT, former)

@@ -26,29 +26,16 @@ class NotFiniteError(ArithmeticError):
 
 
 class TermMeans:
-    """Means over cells of the terms of an epoch.
+    """Means over cells of the terms of an epoch; `what` says what they are of, for the error.
 
     On the CPU every value is checked at once. On a GPU values stay there and are read every `LOOK_EVERY` steps, so that
     no step waits.
-
-    Parameters
-    ----------
-    device
-        Where the terms are.
-    what
-        What the terms are of, for the error: ``"step"``.
-
-    Attributes
-    ----------
-    totals
-        For each term, the sum over cells and the number of cells.
-    latest
-        The last loss read.
     """
 
     def __init__(self, device: torch.device, what: str = "step"):
+        #: For each term, the sum over cells and the number of cells.
         self.totals: dict[str, list[float]] = {}
-        self.latest = math.nan
+        self.latest = math.nan  # the last loss read
         self._what, self._patience = what, 1 if device.type == "cpu" else LOOK_EVERY
         self._pending: list[tuple[int, int, dict[str, torch.Tensor]]] = []
 
@@ -84,13 +71,8 @@ class TermMeans:
         return {name: total / n_cells for name, (total, n_cells) in self.totals.items()}
 
 
-def check_weights(net: Module) -> None:
-    """Raise NotFiniteError if a parameter or buffer holds a NaN or an infinity."""
-    if _broken_weights(net):
-        raise NotFiniteError("at its end", {})
-
-
-def _broken_weights(net: Module) -> list[str]:
+def broken_weights(net: Module) -> list[str]:
+    """Return the names of parameters and buffers that hold a NaN or an infinity."""
     floats = {name: value for name, value in net.state_dict().items() if value.is_floating_point()}
     return [name for name, value in floats.items() if not torch.isfinite(value).all()]
 
@@ -98,23 +80,14 @@ def _broken_weights(net: Module) -> list[str]:
 def breakdown(
     where: str, error: NotFiniteError, data: dict[str, Any], net: Module, rates: list[float]
 ) -> TrainingError:
-    """Return the error for a training that broke down, with what is known and what probably caused it.
+    """Return the error for a training that broke down at `where` (in words), with the probable cause.
 
-    Parameters
-    ----------
-    where
-        Training, phase and epoch, in words.
-    error
-        What was found.
-    data, net
-        Searched for values that are not finite, or very large.
-    rates
-        Learning rates of the optimisers.
+    The data and the network are searched for values that are not finite, or very large; `rates` are the learning rates.
     """
     bad = [key for key, value in error.terms.items() if not math.isfinite(value)]
     shown = ", ".join(f"{key} = {value:.4g}" for key, value in error.terms.items())
     found = f"{' and '.join(bad)} is not a finite number ({shown})" if bad else "a weight is not a finite number"
-    return TrainingError(f"{where}, {error.where}: {found}. {_cause(data, _broken_weights(net), rates)}")
+    return TrainingError(f"{where}, {error.where}: {found}. {_cause(data, broken_weights(net), rates)}")
 
 
 def _cause(data: dict[str, Any], weights: list[str], rates: list[float]) -> str:

@@ -13,27 +13,18 @@ if TYPE_CHECKING:
 
 @dataclass
 class History:
-    """Losses of every epoch, and how each phase ended.
+    """Losses of every epoch, and how each phase ended."""
 
-    Attributes
-    ----------
-    rows
-        Tuples (phase, epoch, term, train, validation): means over cells, NaN where not evaluated.
-    train_index, validation_index
-        Rows of the cells trained on and held out.
-    stops
-        For each phase done, ``"finished"`` (all epochs), ``"early"`` (early stopping) or ``"until"`` (its own rule).
-    best_epochs
-        For each phase with early stopping, its best epoch.
-    seconds
-        Time spent training, earlier interrupted runs included.
-    """
-
+    #: Rows of the cells trained on and held out.
     train_index: np.ndarray
     validation_index: np.ndarray
+    #: Tuples (phase, epoch, term, train, validation): means over cells, NaN where not evaluated.
     rows: list[tuple[Any, ...]] = field(default_factory=list)
+    #: For each phase done, ``"finished"`` (all epochs), ``"early"`` (early stopping) or ``"until"`` (its own rule).
     stops: dict[str, str] = field(default_factory=dict)
+    #: For each phase with early stopping, its best epoch.
     best_epochs: dict[str, int] = field(default_factory=dict)
+    #: Time spent training, earlier interrupted runs included.
     seconds: float = 0.0
 
     @property

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from threading import Event
 from typing import Any
 
 import numpy as np
@@ -12,9 +13,9 @@ from torch.optim import Optimizer
 from torch.optim.lr_scheduler import ReduceLROnPlateau
 
 from tenfold.engine.bar import Bar
-from tenfold.engine.checkpoint import Checkpoint, Interruption, describe_entry, describe_net
+from tenfold.engine.checkpoint import Checkpoint, fingerprint_of, noted_interruption
 from tenfold.engine.devices import find_device, make_fabric, random_state, seeded, set_random_state
-from tenfold.engine.guard import NotFiniteError, TermMeans, breakdown, check_weights
+from tenfold.engine.guard import NotFiniteError, TermMeans, breakdown, broken_weights
 from tenfold.engine.history import History
 from tenfold.engine.minibatches import Minibatches, split
 from tenfold.engine.phases import Batch, Phase, Progress, Step, named_terms
@@ -99,11 +100,8 @@ def fit(
     training.load(data, batch_size, train_fraction, weights)
     if run.checkpoint is not None:
         settings = {"batch_size": batch_size, "train_fraction": train_fraction, "seed": seed, "precision": precision}
-        entries = dict(data) if weights is None else {**data, "weights": np.asarray(weights)}
-        described = {f"entry '{key}' of the data": describe_entry(value) for key, value in entries.items()}
-        plans = {f"phase '{phase.name}'": phase.summary() for phase in phases}
-        prints = {**(fingerprint or {}), **settings, "the network": describe_net(net), **plans, **described}
-        training.checkpoint = Checkpoint(run.checkpoint, name, prints)
+        prints = fingerprint_of(net, phases, data if weights is None else {**data, "weights": np.asarray(weights)})
+        training.checkpoint = Checkpoint(run.checkpoint, name, {**(fingerprint or {}), **settings, **prints})
     training.go(run.progress)
     return training.history
 
@@ -117,7 +115,7 @@ class _Training:
 
     checkpoint: Checkpoint | None = None
     bar: Bar
-    interruption: Interruption
+    interrupted: Event
 
     def __init__(self, net: Module, phases: list[Phase], name: str, seed: int, device: torch.device, precision: str):
         self.fabric = make_fabric(device, precision)
@@ -157,10 +155,8 @@ class _Training:
         started = self._next_look = time.perf_counter()
         steps = sum(phase.epochs for phase in self.phases) * len(self.train)
         self.bar = Bar(self.name, steps, progress)
-        active = self.checkpoint is not None
-        with seeded(self.seed, "fit", self.device), Interruption(active) as self.interruption:
-            stored = self.checkpoint.load() if self.checkpoint else None
-            if stored is not None:
+        with seeded(self.seed, "fit", self.device), noted_interruption(bool(self.checkpoint)) as self.interrupted:
+            if self.checkpoint and (stored := self.checkpoint.load()):
                 self._restore(stored)
             self._started = started - self.history.seconds
             try:
@@ -211,7 +207,7 @@ class _Training:
                         self._update(phase, step, number, batch)
             self.batch += 1
             self.progress.step += 1
-            if self.interruption.requested or time.perf_counter() >= self._next_look:
+            if self.interrupted.is_set() or time.perf_counter() >= self._next_look:
                 self._pause()
 
     def _update(self, phase: Phase, step: Step, number: int, batch: Batch) -> None:
@@ -301,7 +297,8 @@ class _Training:
     def _end_phase(self, phase: Phase, reason: str) -> None:
         if self.best:
             self.net.load_state_dict(self.best)
-        check_weights(self.net)
+        if broken_weights(self.net):
+            raise NotFiniteError("at its end", {})
         self.history.stops[phase.name] = reason
         self.number += 1
         self._enter()
@@ -315,10 +312,10 @@ class _Training:
         self.bar.show(done, progress.phase, progress.epoch, progress.epochs, self.terms.latest)
         self.history.seconds = time.perf_counter() - self._started
         self._next_look = time.perf_counter() + LOOK_SECONDS
-        if self.checkpoint and (saving or self.interruption.requested or self.checkpoint.due()):
+        if self.checkpoint and (saving or self.interrupted.is_set() or self.checkpoint.due()):
             self.terms.read()
             self.checkpoint.save(self._state())
-        if self.interruption.requested:
+        if self.interrupted.is_set():
             raise KeyboardInterrupt
 
     def _state(self) -> dict[str, Any]:
@@ -343,9 +340,8 @@ class _Training:
             self._start(self.phases[self.number])
             if self.kinds != state["kinds"]:
                 raise self.checkpoint.foreign(f"the optimiser was {state['kinds']}, is now {self.kinds}")  # type: ignore[union-attr]
-            for part, stored in zip(
-                [*self.optimizers, *self.schedulers], [*state["optimizers"], *state["schedulers"]], strict=True
-            ):
+            parts = [*self.optimizers, *self.schedulers]
+            for part, stored in zip(parts, [*state["optimizers"], *state["schedulers"]], strict=True):
                 part.load_state_dict(stored)
         set_random_state(state["random"], self.device)
 

@@ -21,20 +21,9 @@ SMALLEST_BATCH = 3
 
 
 def split(n_cells: int, train_fraction: float, seed: int) -> tuple[np.ndarray, np.ndarray]:
-    """Draw training and validation cells at random.
+    """Draw training and validation cells at random: two sorted int64 arrays of rows.
 
-    Parameters
-    ----------
-    n_cells
-        Number of cells.
-    train_fraction
-        Share to train on, rounded up to a whole cell; 1 leaves no validation.
-    seed
-        Seed of the draw.
-
-    Returns
-    -------
-    Two sorted int64 arrays of rows.
+    `train_fraction` is the share to train on, rounded up to a whole cell; 1 leaves no validation.
 
     Raises
     ------
@@ -127,13 +116,7 @@ class Minibatches:
         return generator.permutation(self.index) if self.shuffle else self.index
 
     def replace(self, name: str, value: Any) -> None:
-        """Set an entry of the data, new or not.
-
-        Raises
-        ------
-        DataError
-            If it does not have one row a cell.
-        """
+        """Set an entry of the data, new or not; DataError if it does not have one row a cell."""
         n_cells = next(iter(self.data.values())).shape[0]
         if value.shape[0] != n_cells:
             raise DataError(f"Entry '{name}' has {value.shape[0]} rows, but there are {n_cells} cells.")
@@ -197,11 +180,6 @@ def predict(
     Returns
     -------
     NumPy array, or dict of arrays, with rows in the order of `index`.
-
-    Raises
-    ------
-    DataError
-        No cells.
     """
     here = next((parameter.device for parameter in net.parameters()), torch.device("cpu"))
     target = here if device is None else find_device(device)

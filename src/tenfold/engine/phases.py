@@ -26,20 +26,13 @@ Loss = Callable[[Module, Batch, "Progress"], Terms]
 
 @dataclass
 class Progress:
-    """Where a training stands; losses read it to schedule their weights.
+    """Where a training stands; losses read it to schedule their weights."""
 
-    Attributes
-    ----------
-    phase
-        Name of the current phase.
-    epochs
-        Epochs that the phase may last.
-    epoch, step
-        Epoch of the phase, and minibatch of the phase, both from 0.
-    """
-
+    #: Name of the current phase.
     phase: str
+    #: Epochs that the phase may last.
     epochs: int
+    #: Epoch and minibatch of the phase, both from 0.
     epoch: int = 0
     step: int = 0
 
@@ -48,13 +41,8 @@ class Progress:
     ) -> float:
         """Return a weight that goes linearly from `start` to `end`, then stays.
 
-        Parameters
-        ----------
-        start, end
-            First and final weight.
-        over_epochs, over_steps
-            Length of the ramp, in epochs or in minibatches; steps win if both are given, the whole phase if neither.
-            Zero means no ramp.
+        The ramp lasts `over_epochs` or `over_steps` (minibatches; they win if both are given), by default the whole
+        phase; zero means no ramp.
         """
         done, length = (self.epoch, over_epochs) if over_steps is None else (self.step, over_steps)
         length = self.epochs if length is None else length
@@ -66,88 +54,40 @@ class Step:
     """One optimiser of a phase and what it minimises, e.g. the critic's or the generator's.
 
     Only `parameters` receive gradients from this loss, whatever else it touches.
-
-    Attributes
-    ----------
-    name
-        Prefix of its terms in the history.
-    parameters
-        Given the network, the parameters it updates; ``None`` for all.
-    loss
-        ``loss(net, batch, progress)``: the scalar to minimise, or a dict with that scalar under ``"loss"``.
-    optimizer
-        Given the parameters, the optimiser.
-    every
-        Take this step on every n-th minibatch only.
-    repeat
-        Updates on each of those minibatches.
     """
 
+    #: Prefix of its terms in the history.
     name: str
+    #: Given the network, the parameters it updates; ``None`` for all.
     parameters: Callable[[Module], Iterable[Parameter]] | None
+    #: ``loss(net, batch, progress)``: the scalar to minimise, or a dict with that scalar under ``"loss"``.
     loss: Loss
+    #: Given the parameters, the optimiser.
     optimizer: Callable[[list[Parameter]], Optimizer]
+    #: Take this step on every n-th minibatch only.
     every: int = 1
+    #: Updates on each of those minibatches.
     repeat: int = 1
 
 
 @dataclass
 class EarlyStopping:
-    """Stop a phase when its monitored loss has ceased to fall.
+    """Stop a phase when its monitored loss has ceased to fall."""
 
-    Attributes
-    ----------
-    patience
-        Epochs without improvement (validations, if the phase does not validate every epoch).
-    min_delta
-        Smaller gains than this do not count.
-    restore_best
-        End the phase with the weights of its best epoch.
-    start_epoch
-        Earlier epochs count neither for patience nor as the best: while a KL weight still rises, losses of different
-        epochs are not comparable.
-    """
-
+    #: Epochs without improvement (validations, if the phase does not validate every epoch).
     patience: int = 45
+    #: Smaller gains than this do not count.
     min_delta: float = 0.0
+    #: End the phase with the weights of its best epoch.
     restore_best: bool = False
+    #: Earlier epochs count neither for patience nor as the best: while a KL weight still rises, losses of different
+    #: epochs are not comparable.
     start_epoch: int = 0
 
 
 @dataclass
 class Phase:
-    """A stretch of training with one objective.
-
-    Attributes
-    ----------
-    name
-        For the history, the progress bar and messages.
-    epochs
-        Passes over the training cells, at most.
-    loss, optimizer, parameters
-        The objective, its optimiser and the parameters that it updates (``None`` for all that require gradients):
-        a phase with a single step.
-    steps
-        Instead of these, the steps that alternate on every minibatch, in order.
-    scheduler
-        Given an optimiser, a learning-rate scheduler, stepped every epoch; ``ReduceLROnPlateau`` watches `monitor`.
-    validation
-        ``validation(net, batch, progress)``, evaluated on held-out cells in evaluation mode without gradients, with the
-        same random numbers each time. Default: the loss; with `steps`, nothing.
-    validate_every
-        Epochs from one validation to the next; 0 for none.
-    monitor
-        Term that early stopping and plateau schedules watch: its validation value where there is one, else training.
-    early_stopping
-        See `EarlyStopping`.
-    until
-        ``until(history)`` is asked after every epoch; true ends the phase.
-    before_epoch
-        ``before_epoch(net, data, progress)`` runs before every epoch. Arrays (one row a cell) that it returns join the
-        data, numbers join the history: ``{"target": p, "label_change": 0.02}``. What the next call needs belongs in the
-        data, not in a closure, so that a resumed training finds it. It may change parameters only in place.
-    clip, clip_value
-        Largest norm of the gradients of a step, and largest absolute value of each entry.
+    """A stretch of training with one objective: a loss, or several that alternate.
 
     Raises
     ------
@@ -155,19 +95,34 @@ class Phase:
         Both or neither of `loss` and `steps`, or no epochs.
     """
 
+    #: For the history, the progress bar and messages.
     name: str
+    #: Passes over the training cells, at most.
     epochs: int
+    #: The objective, its optimiser and the parameters that it updates (``None`` for all that require gradients):
+    #: a phase with a single step.
     loss: Loss | None = None
+    #: Instead of these, the steps that alternate on every minibatch, in order.
     steps: list[Step] = field(default_factory=list)
     optimizer: Callable[[list[Parameter]], Optimizer] = torch.optim.Adam
     parameters: Callable[[Module], Iterable[Parameter]] | None = None
+    #: Given an optimiser, a learning-rate scheduler, stepped every epoch; ``ReduceLROnPlateau`` watches `monitor`.
     scheduler: Callable[[Optimizer], Any] | None = None
+    #: ``validation(net, batch, progress)``, evaluated on held-out cells in evaluation mode without gradients, with the
+    #: same random numbers each time. Default: the loss; with `steps`, nothing.
     validation: Loss | None = None
+    #: Epochs from one validation to the next; 0 for none.
     validate_every: int = 1
+    #: Term that early stopping and plateau schedules watch: its validation value where there is one, else training.
     monitor: str = "loss"
     early_stopping: EarlyStopping | None = None
+    #: ``until(history)`` is asked after every epoch; true ends the phase.
     until: Callable[[History], bool] | None = None
+    #: ``before_epoch(net, data, progress)`` runs before every epoch. Arrays (one row a cell) that it returns join the
+    #: data, numbers join the history: ``{"target": p, "label_change": 0.02}``. What the next call needs belongs in the
+    #: data, not in a closure, so that a resumed training finds it. It may change parameters only in place.
     before_epoch: Callable[[Module, dict[str, Any], Progress], dict[str, np.ndarray | float] | None] | None = None
+    #: Largest norm of the gradients of a step, and largest absolute value of each entry.
     clip: float | None = None
     clip_value: float | None = None
 
