@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import shutil
+import warnings
 from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -67,14 +68,16 @@ def _atomically(path: Path, write_to: Callable[[Path], Any]) -> Path:
     path.parent.mkdir(parents=True, exist_ok=True)
     fresh = path.with_name(f".{path.stem}-{os.getpid()}{path.suffix}")
     try:
-        write_to(fresh)
+        with warnings.catch_warnings():
+            warnings.filterwarnings("ignore", message="Writing zarr v2")
+            write_to(fresh)
         if path.is_dir():
             shutil.rmtree(path)
         os.replace(fresh, path)
     except OSError as error:
         raise FileFormatError(f"'{path}' could not be written: {error.strerror or error}.") from error
-    except (TypeError, ValueError, NotImplementedError) as error:
-        reason = " ".join([str(error).splitlines()[0], *getattr(error, "__notes__", [])])
+    except Exception as error:  # whatever anndata has no way to store
+        reason = " ".join([*str(error).splitlines()[:1], *getattr(error, "__notes__", [])])
         raise DataError(f"'{path}' could not be written: {reason}. Convert or remove this part of the data.") from error
     finally:
         shutil.rmtree(fresh) if fresh.is_dir() else fresh.unlink(missing_ok=True)
