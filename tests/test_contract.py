@@ -243,7 +243,8 @@ def test_counts_in_a_layer(cls, once):
 def _spoil(change: Callable[[ad.AnnData], ad.AnnData | None]) -> Callable[[], ad.AnnData]:
     def build() -> ad.AnnData:
         adata = tiny()
-        return change(adata) or adata
+        changed = change(adata)
+        return adata if changed is None else changed
 
     return build
 
