@@ -217,6 +217,9 @@ def _diagnosis(csr: sparse.csr_matrix) -> str:
         return "" if values.max() > LARGEST_COUNT else "Was a background subtracted? "
     if values.min() < 0:
         return "It looks scaled (centred, or z-scored per gene). "
+    for undo, name in ((np.expm1, "log1p"), (lambda logs: np.exp2(logs) - 1, "log2(x + 1)")):
+        if values.max() <= LARGEST_LOG and _nearly_whole(undo(values.astype(np.float64))):
+            return f"It is the {name} of counts: undo that, round, and put the result into a layer. "
     if values.max() <= LARGEST_LOG and _rows_are_multiples(csr, np.expm1):
         return "It looks log-normalised (log1p of scaled counts). "
     if _rows_are_multiples(csr, np.asarray):
@@ -227,6 +230,12 @@ def _diagnosis(csr: sparse.csr_matrix) -> str:
         "If these are estimated counts (RSEM, kallisto, Salmon, ambient-RNA correction), round them: "
         "adata.layers['counts'] = np.rint(adata.X), then pass layer='counts'. "
     )
+
+
+def _nearly_whole(values: np.ndarray) -> bool:
+    """Tell whether values are whole numbers but for the rounding of float32 logarithms."""
+    small = values[values < 1e4]
+    return bool(len(small)) and float(np.abs(small - np.rint(small)).max()) < 1e-2
 
 
 def _rows_are_multiples(csr: sparse.csr_matrix, undo: Any, n_rows: int = 100) -> bool:
