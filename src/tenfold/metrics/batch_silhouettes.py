@@ -51,7 +51,7 @@ def asw_batch_per_label(
     def score(inside: np.ndarray, batches: Groups) -> float:
         rows = sample_cells(batches.codes, sample, seed)
         codes = batches.codes[rows]
-        width = 1 - np.abs(widths_of(distance_sums(inside[rows], inside, batches), codes, batches.sizes))
+        width = 1 - np.abs(widths_of(distance_sums(inside, rows, batches), codes, batches.sizes))
         return float(np.average(np.bincount(codes, weights=width) / np.bincount(codes), weights=batches.sizes))
 
     return _inside_labels(points(cells), labels, batch, score)

@@ -38,7 +38,7 @@ def silhouette_samples(cells: np.ndarray, values: np.ndarray) -> np.ndarray:
     """
     found = points(cells)
     grouping = several(groups(values, "values", len(found)), "values")
-    return widths_of(distance_sums(found, found, grouping), grouping.codes, grouping.sizes)
+    return widths_of(distance_sums(found, np.arange(len(found)), grouping), grouping.codes, grouping.sizes)
 
 
 class Widths(NamedTuple):
@@ -65,7 +65,7 @@ def label_widths(cells: np.ndarray, labels: np.ndarray, sample: int | None = Non
     label = several(groups(labels, "labels", len(found)), "labels")
     rows = sample_cells(label.codes, sample, seed)
     codes = label.codes[rows]
-    width = widths_of(distance_sums(found[rows], found, label), codes, label.sizes)
+    width = widths_of(distance_sums(found, rows, label), codes, label.sizes)
     means = np.bincount(codes, weights=width) / np.bincount(codes)
     return Widths(means, label.sizes, label.levels)
 
@@ -158,13 +158,13 @@ def sample_cells(codes: np.ndarray, most: int | None, seed: int) -> np.ndarray:
     return np.sort(order[place < most])
 
 
-def distance_sums(rows: np.ndarray, cells: np.ndarray, grouping: Groups) -> np.ndarray:
-    """Return the sum of Euclidean distances from every row to the cells of every group, shape (m, n_groups)."""
+def distance_sums(cells: np.ndarray, rows: np.ndarray, grouping: Groups) -> np.ndarray:
+    """Return the sum of Euclidean distances from the cells `rows` to the cells of every group, shape (m, n_groups)."""
     import torch
 
-    centre = cells.mean(axis=0)
-    x = torch.from_numpy(np.ascontiguousarray(rows - centre, dtype=np.float32))
-    y = torch.from_numpy(np.ascontiguousarray(cells - centre, dtype=np.float32))
+    y = torch.from_numpy(np.ascontiguousarray(cells - cells.mean(axis=0), dtype=np.float32))
+    own = torch.from_numpy(rows)
+    x = y[own]
     member = torch.zeros(len(y), len(grouping.levels))
     member[torch.arange(len(y)), torch.from_numpy(grouping.codes)] = 1.0
     left = torch.cat([x, (x * x).sum(1, keepdim=True), torch.ones(len(x), 1)], dim=1)
@@ -175,6 +175,9 @@ def distance_sums(rows: np.ndarray, cells: np.ndarray, grouping: Groups) -> np.n
         for column in range(0, len(y), _COLUMNS):
             part = slice(column, column + _COLUMNS)
             distances = torch.mm(block, right[:, part]).clamp_(min=0).sqrt_()
+            at = own[start : start + _ROWS] - column
+            here = torch.nonzero((at >= 0) & (at < distances.shape[1]))[:, 0]
+            distances[here, at[here]] = 0.0  # of a cell to itself: the product leaves a rounding error
             sums[start : start + _ROWS] += distances @ member[part]
     return sums.numpy()
 
@@ -189,5 +192,6 @@ def widths_of(sums: np.ndarray, codes: np.ndarray, sizes: np.ndarray) -> np.ndar
 
 
 def ratio(near: np.ndarray, far: np.ndarray, own_size: np.ndarray) -> np.ndarray:
+    """Return ``(far - near) / max(far, near)``; 0 for a cell that is alone in its group."""
     larger = np.maximum(near, far)
     return np.where((own_size > 1) & (larger > 0), (far - near) / np.maximum(larger, 1e-300), 0.0)
