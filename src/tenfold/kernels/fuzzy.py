@@ -10,12 +10,14 @@ from tenfold.kernels.bisection import solve_rows
 _SMALLEST_SCALE = 1e-3  # of the mean distance; keeps duplicated cells from a bandwidth of zero
 
 
-def fuzzy_graph(indices: np.ndarray, distances: np.ndarray) -> sparse.csr_matrix:
+def fuzzy_graph(
+    indices: np.ndarray, distances: np.ndarray, local_connectivity: float = 1.0, mix_ratio: float = 1.0
+) -> sparse.csr_matrix:
     """Turn neighbour lists into a symmetric weighted graph.
 
     The weight of a neighbour at distance d is ``exp(-(d - rho) / sigma)``: rho is the distance of the nearest other
     cell, and sigma is chosen so that the weights of a cell's neighbours sum to log2(k). The two directions of an edge
-    are joined by ``a + b - a b``.
+    are joined by ``a + b - a b`` (union).
 
     Parameters
     ----------
@@ -23,6 +25,10 @@ def fuzzy_graph(indices: np.ndarray, distances: np.ndarray) -> sparse.csr_matrix
         Neighbours of every cell, the cell itself first, shape (n, k), int. Entries below 0 are no neighbours.
     distances
         Their distances, shape (n, k).
+    local_connectivity
+        Take rho from this nearest other cell instead of the first, between 1 and k - 1; fractions interpolate.
+    mix_ratio
+        Share of the union of the two directions; the rest is their intersection ``a b``.
 
     Returns
     -------
@@ -34,8 +40,7 @@ def fuzzy_graph(indices: np.ndarray, distances: np.ndarray) -> sparse.csr_matrix
     """
     n, k = indices.shape
     distances = np.asarray(distances, dtype=np.float32)
-    positive = np.where(distances > 0, distances, np.inf)
-    rho = np.where(np.isfinite(positive).any(axis=1), positive.min(axis=1), np.float32(0))
+    rho = _nearest(distances, local_connectivity)
     beyond = np.maximum(distances - rho[:, None], np.float32(0))
     sigma = _bandwidths(beyond[:, 1:], np.log2(k))
     floor = np.where(rho > 0, distances.mean(axis=1), distances.mean()) * np.float32(_SMALLEST_SCALE)
@@ -48,8 +53,23 @@ def fuzzy_graph(indices: np.ndarray, distances: np.ndarray) -> sparse.csr_matrix
     directed.sum_duplicates()
     directed.eliminate_zeros()
     opposite = directed.T.tocsr()
-    graph = directed + opposite - directed.multiply(opposite)
+    both = directed.multiply(opposite)
+    graph = mix_ratio * (directed + opposite - both) + (1 - mix_ratio) * both
     return sparse.csr_matrix(graph, dtype=np.float32)
+
+
+def _nearest(distances: np.ndarray, rank: float) -> np.ndarray:
+    """Return the `rank`-th smallest positive distance of every row; the largest where there are fewer, else 0."""
+    positive = np.where(distances > 0, distances, np.inf)
+    whole, part = int(rank), np.float32(rank - int(rank))
+    if rank == 1:
+        nearest = positive.min(axis=1)
+    else:
+        positive = np.sort(positive, axis=1)
+        nearest = positive[:, whole - 1]
+        if part:
+            nearest = nearest + part * (positive[:, whole] - nearest)
+    return np.where(np.isfinite(nearest), nearest, distances.max(axis=1))
 
 
 def _bandwidths(beyond: np.ndarray, target: float) -> np.ndarray:
