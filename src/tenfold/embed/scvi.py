@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import warnings
 from functools import partial
+from math import ceil
 from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
@@ -219,7 +220,9 @@ class SCVI(CountModelMethod):
         epochs = self.epochs or max(1, min(round(20_000 / n_cells * 400), 400))
         warmup = epochs if self.kl_warmup_epochs is None else self.kl_warmup_epochs
         if self.kl_warmup_steps is not None:
-            warmup = -(-self.kl_warmup_steps * self.batch_size // round(n_cells * self.train_fraction))
+            # A last minibatch of one or two cells joins the one before.
+            n_batches = max(1, ceil((n_cells * self.train_fraction - 2) / self.batch_size))
+            warmup = ceil(self.kl_warmup_steps / n_batches)
         if self.early_stopping and warmup + self.patience >= epochs:
             warnings.warn(
                 f"Early stopping cannot act: for {warmup} epochs the KL weight rises, then {self.patience} of patience "

@@ -90,7 +90,8 @@ class Layer(nn.Module):
             h = self.batch_norm(h)
         if self.layer_norm is not None:
             h = self.layer_norm(h)
-        return F.dropout(F.relu(h), self.dropout, self.training)
+        h = F.relu(h)
+        return F.dropout(h, self.dropout) if self.training and self.dropout else h
 
 
 class MLP(nn.Module):

@@ -1,0 +1,133 @@
+"""Parts that networks are made of: covariates without one-hot inputs, Gaussians, decoders."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+import torch
+from scipy import sparse
+from torch.distributions import Normal, kl_divergence
+from torch.nn import functional as F
+
+from tenfold.kernels.rows import all_rows
+from tenfold.nn.autoencoder import ConditionalVAE
+from tenfold.nn.decoders import CountDecoder
+from tenfold.nn.encoders import GaussianEncoder
+from tenfold.nn.mlp import MLP, Covariates, Layer
+from tenfold.nn.priors import Gaussian, standard_log_density
+
+
+@pytest.fixture(autouse=True)
+def _seed():
+    torch.manual_seed(0)
+
+
+def covariates(n: int = 30, levels: tuple[int, ...] = (3, 2), n_continuous: int = 2) -> Covariates:
+    columns = [torch.randint(n_levels, (n,)) for n_levels in levels]
+    return Covariates(torch.stack(columns, dim=1), torch.randn(n, n_continuous))
+
+
+def test_a_layer_adds_what_one_hot_inputs_would():
+    layer = Layer(7, 5, categories=(3, 1, 2), n_continuous=2, batch_norm=False)
+    told = covariates(levels=(3, 1, 2))
+    x = torch.randn(30, 7)
+    one_hot = [F.one_hot(told.levels[:, column], n) for column, n in ((0, 3), (2, 2))]
+    inputs = torch.cat([x, told.continuous, *one_hot], dim=1)
+    weight = torch.cat([layer.weight, layer.slopes, *layer.tables])
+    torch.testing.assert_close(layer(x, told), F.relu(inputs @ weight + layer.bias))
+    assert len(layer.tables) == 2  # one level says nothing
+
+
+def test_initial_weights_are_as_wide_as_those_of_a_linear_layer_with_the_covariates_as_inputs():
+    layer = Layer(95, 400, categories=(3, 1), n_continuous=2, batch_norm=False)
+    for part in (layer.weight, layer.slopes, layer.tables[0], layer.bias):
+        assert part.abs().max() <= 0.1
+        assert part.abs().max() > 0.095
+
+
+def test_sparse_and_dense_input_give_the_same_value_and_gradient():
+    x = sparse.random(20, 40, density=0.2, random_state=0, format="csr", dtype=np.float32)
+    block = MLP(40, 8, 2)
+    gradients = []
+    for given in (all_rows(x), torch.from_numpy(x.toarray())):
+        block.zero_grad()
+        value = block(given)
+        value.square().sum().backward()
+        gradients.append((value.detach(), block.layers[0].weight.grad.clone()))
+    torch.testing.assert_close(gradients[0], gradients[1])
+
+
+def test_covariates_reach_every_layer_only_where_asked_for():
+    told = {"categories": (3,), "n_continuous": 1}
+    deep, shallow = MLP(4, 6, 3, **told), MLP(4, 6, 3, deep_covariates=False, **told)
+    assert [len(layer.tables) for layer in deep.layers] == [1, 1, 1]
+    assert [len(layer.tables) for layer in shallow.layers] == [1, 0, 0]
+    assert [layer.slopes is not None for layer in deep.layers] == [True, False, False]
+
+
+def test_norms_and_dropout():
+    x = 5 + 3 * torch.randn(200, 4)
+    both = Layer(4, 6, batch_norm=True, layer_norm=True)
+    expected = F.relu(F.layer_norm(F.batch_norm(x @ both.weight, None, None, training=True, eps=1e-3), (6,)))
+    torch.testing.assert_close(both(x, Covariates()), expected, atol=1e-5, rtol=1e-5)
+    dropping = Layer(4, 50, dropout=0.5)
+    assert (dropping(x, Covariates()) == 0).float().mean() > 0.65  # half of the units by ReLU, half of the rest
+    dropping.eval()
+    torch.testing.assert_close(dropping(x, Covariates()), dropping(x, Covariates()))
+
+
+def test_gaussians_agree_with_torch():
+    one = Gaussian(torch.randn(9, 4), torch.rand(9, 4) + 0.1)
+    two = Gaussian(torch.randn(9, 4), torch.rand(9, 4) + 0.1)
+    first, second = (Normal(each.mean, each.variance.sqrt()) for each in (one, two))
+    torch.testing.assert_close(one.kl_from(two), kl_divergence(first, second).sum(1))
+    torch.testing.assert_close(one.kl_from_standard(), kl_divergence(first, Normal(0.0, 1.0)).sum(1))
+    z = torch.randn(9, 4)
+    torch.testing.assert_close(one.log_density(z), first.log_prob(z).sum(1))
+    torch.testing.assert_close(standard_log_density(z), Normal(0.0, 1.0).log_prob(z).sum(1))
+    many = Gaussian(torch.full((20000, 1), 2.0), torch.full((20000, 1), 9.0)).sample()
+    assert abs(many.mean() - 2) < 0.1
+    assert abs(many.std() - 3) < 0.1
+
+
+@pytest.mark.parametrize("likelihood", ["nb", "zinb", "poisson"])
+def test_draws_of_a_decoder_have_the_moments_of_its_likelihood(likelihood):
+    decoder = CountDecoder(2, 6, 8, likelihood=likelihood).eval()
+    z = torch.randn(1, 2).expand(40000, 2)
+    with torch.no_grad():
+        model = decoder.model(z, torch.full((40000,), 3.0))
+        drawn = model.sample().double()
+    kept = 1 if model.dropout_logits is None else torch.sigmoid(-model.dropout_logits[0]).double()
+    mean = model.rate[0].double()
+    second = mean + mean**2 * (1 if model.theta is None else 1 + 1 / model.theta.expand(6).double())
+    expected_variance = kept * second - (kept * mean) ** 2
+    assert torch.all((drawn.mean(0) - kept * mean).abs() < 5 * (expected_variance / 40000).sqrt())
+    torch.testing.assert_close(drawn.var(0), expected_variance, rtol=0.15, atol=0.02)
+
+
+@pytest.mark.parametrize("dispersion", ["gene", "gene-batch", "gene-cell"])
+def test_the_likelihood_of_a_decoder_is_that_of_its_draws(dispersion):
+    decoder = CountDecoder(2, 6, 8, dispersion=dispersion, n_levels=3).eval()
+    z, log_size, level = torch.randn(50, 2), torch.full((50,), 3.0), torch.arange(50) % 3
+    with torch.no_grad():
+        model = decoder.model(z, log_size, level=level)
+        drawn = model.sample()
+        nll = decoder.nll(all_rows(sparse.csr_matrix(drawn.numpy())), z, log_size, level=level)
+    theta = model.theta.expand(50, 6)
+    expected = torch.distributions.NegativeBinomial(theta, logits=(model.rate / theta).log()).log_prob(drawn)
+    torch.testing.assert_close(nll, -expected.sum(1), rtol=1e-4, atol=1e-3)
+
+
+def test_importance_weights_average_to_the_evidence_of_a_model_without_latent_variables():
+    decoder = CountDecoder(2, 6, 8).eval()
+    with torch.no_grad():
+        decoder.hidden.layers[0].weight.zero_()  # counts do not depend on z: log p(x) is known
+    net = ConditionalVAE(GaussianEncoder(6, 2, 8), decoder).eval()
+    counts = all_rows(sparse.csr_matrix(np.random.default_rng(0).poisson(2, (20, 6)).astype(np.float32)))
+    batch = {"counts": counts, "log_size": counts.sum().log()}
+    with torch.no_grad():
+        posterior = net.encode(batch)
+        weights = torch.stack([net.log_weight(batch, posterior) for _ in range(3000)])
+        evidence = -net.nll_at_mean(batch)
+    torch.testing.assert_close(weights.logsumexp(0) - np.log(3000), evidence, rtol=0, atol=0.15)
+    assert (weights.mean(0) < evidence).all()
