@@ -10,9 +10,6 @@ are the same to the last bit for any number.
 # mypy: disable-error-code="no-untyped-def"
 from __future__ import annotations
 
-import os
-from concurrent.futures import ThreadPoolExecutor
-from functools import cache
 from typing import NamedTuple
 
 import numpy as np
@@ -41,6 +38,7 @@ from tenfold.kernels.count_rows import (
 )
 from tenfold.kernels.rising import N_SMALL, fill_tables
 from tenfold.kernels.rows import SparseRows
+from tenfold.kernels.threads import in_threads
 
 _POISSON, _NB, _ZINB, _MULTINOMIAL, _BERNOULLI = 0, 1, 2, 3, 4
 _CODES = {"poisson": _POISSON, "nb": _NB, "zinb": _ZINB, "multinomial": _MULTINOMIAL, "bernoulli": _BERNOULLI}
@@ -156,7 +154,7 @@ def _run(code: int, link: int, per_cell: bool, inputs: Inputs, weight: Tensor, k
         grad_theta.numpy(),
         grad_dropout.numpy(),
     )
-    _in_threads(lambda first, last: _rows(code, link, per_cell, keep, rows, first, last, *arguments), blocks)
+    in_threads(lambda first, last: _rows(code, link, per_cell, keep, rows, first, last, *arguments), blocks)
     total_theta = grad_theta[0] if per_cell else grad_theta.sum(0)
     return nll, Gradients(grad_logits, grad_size, total_theta, grad_dropout)
 
@@ -178,25 +176,6 @@ def _theta_tables(log_theta: Tensor, per_cell: bool, n_genes: int, n_stored: int
 def _fill(log_theta, theta, inverse, tables, slopes):
     theta_row(log_theta, theta, inverse)
     fill_tables(theta, inverse, tables, slopes)
-
-
-@cache
-def _pool(process: int) -> ThreadPoolExecutor:
-    """One pool a process: a forked child inherits the object but not its threads."""
-    return ThreadPoolExecutor(os.cpu_count(), thread_name_prefix="tenfold-counts")
-
-
-def _in_threads(work, blocks: int) -> None:
-    """Call ``work(first, last)`` for ranges of blocks, one a thread of PyTorch's setting."""
-    threads = min(torch.get_num_threads(), blocks)
-    if threads <= 1:
-        work(0, blocks)
-        return
-    limits = [blocks * t // threads for t in range(threads + 1)]
-    others = [_pool(os.getpid()).submit(work, limits[t], limits[t + 1]) for t in range(1, threads)]
-    work(limits[0], limits[1])
-    for other in others:
-        other.result()
 
 
 @njit(error_model="numpy", nogil=True, cache=True)

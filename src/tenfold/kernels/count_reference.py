@@ -48,10 +48,11 @@ def reference_nll(
     """Negative log-likelihood of each cell; arguments as in `tenfold.nn.likelihoods.count_nll`."""
     observed = counts.values > 0
     row, column, x = counts.row_index()[observed], counts.indices[observed], counts.values[observed].to(logits.dtype)
-    log_mean = held(log_link(logits, link) + log_size[:, None], -torch.inf, MAX_LOG_MEAN)
-    at_log_mean = log_mean[row, column]
+    log_unit = log_link(logits, link)
     if likelihood == "multinomial":
-        return _multinomial(len(counts), row, x, at_log_mean, log_mean)
+        return _multinomial(len(counts), row, x, log_unit[row, column] - log_unit.logsumexp(1)[row])
+    log_mean = held(log_unit + log_size[:, None], -torch.inf, MAX_LOG_MEAN)
+    at_log_mean = log_mean[row, column]
     if likelihood == "poisson":
         dense, extra = log_mean.exp(), torch.lgamma(x + 1) - x * at_log_mean
     elif likelihood == "bernoulli":
@@ -85,8 +86,7 @@ def _rising(x: Tensor, log_theta: Tensor) -> Tensor:
     return (rising - torch.lgamma(x64 + 1)).to(x.dtype)
 
 
-def _multinomial(n_rows: int, row: Tensor, x: Tensor, at_log_mean: Tensor, log_mean: Tensor) -> Tensor:
-    log_share = at_log_mean - log_mean.logsumexp(1)[row]
+def _multinomial(n_rows: int, row: Tensor, x: Tensor, log_share: Tensor) -> Tensor:
     zero = torch.zeros(n_rows, dtype=x.dtype, device=x.device)
     return zero.index_add(0, row, torch.lgamma(x + 1) - x * log_share) - torch.lgamma(zero.index_add(0, row, x) + 1)
 

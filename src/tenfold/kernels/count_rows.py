@@ -170,7 +170,7 @@ def nb_observed(
             if count < tables.shape[0]:
                 rising, slope = tables[count, offset + j], slopes[count, offset + j]
             else:
-                exact = rising_small(count, float(theta[j]))
+                exact = rising_small(count, np.float64(theta[j]))
                 rising, slope = np.float32(exact[0]), np.float32(exact[1])
             mean = unit[j] * scale
             u = mean * inverse[j]
@@ -180,7 +180,9 @@ def nb_observed(
             g[j] = r * (mean - x)
             th[j] = theta[j] * _curvature(u, q, r) + (slope - x * u * r)
         else:
-            val[j], g[j], th[j] = _nb_large(float(x), float(log_unit[j]) + float(shift), float(theta[j]))
+            val[j], g[j], th[j] = _nb_large(
+                np.float64(x), np.float64(log_unit[j]) + np.float64(shift), np.float64(theta[j])
+            )
 
 
 @njit(error_model="numpy", nogil=True, cache=True)
@@ -241,7 +243,7 @@ def poisson_observed(x_row, columns, log_unit, shift, val, g):
             val[j] += LOG_FACTORIAL[count] - x * (log_unit[j] + shift)
             g[j] -= x
         else:
-            val[j], g[j] = _poisson_large(float(x), float(log_unit[j]) + float(shift))
+            val[j], g[j] = _poisson_large(np.float64(x), np.float64(log_unit[j]) + np.float64(shift))
 
 
 @njit(error_model="numpy", nogil=True, cache=True)
@@ -256,7 +258,7 @@ def bernoulli_observed(x_row, columns, log_unit, shift, val, g):
     for k in range(x_row.shape[0]):
         if x_row[k] > 0.0:
             j = columns[k]
-            log_mean = float(log_unit[j]) + float(shift)
+            log_mean = np.float64(log_unit[j]) + np.float64(shift)
             mean = math.exp(log_mean)
             val[j] = -math.log(-math.expm1(-mean)) if mean > 1e-12 else -log_mean
             g[j] = -mean / math.expm1(mean) if mean > 1e-12 else -1.0
@@ -269,12 +271,12 @@ def multinomial_row(x_row, columns, unit, total, log_unit, g):
     value = 0.0
     log_total = math.log(total)
     for k in range(x_row.shape[0]):
-        x = float(x_row[k])
+        x = np.float64(x_row[k])
         if x > 0.0:
             n += x
             whole = x < N_SMALL and int(x) == x
             factorial = LOG_FACTORIAL[int(x)] if whole else math.lgamma(x + 1.0)
-            value += factorial - x * (float(log_unit[columns[k]]) - log_total)
+            value += factorial - x * (np.float64(log_unit[columns[k]]) - log_total)
     poisson_dense(unit, np.float32(n / total), g, g)
     for k in range(x_row.shape[0]):
         if x_row[k] > 0.0:

@@ -2,6 +2,9 @@
 
 The C library's functions are scalar, five to eight times slower. Coefficients are those of the Cephes library
 (Moshier 1992); relative error below 1.3e-7. NaN stays NaN, so that a broken training is noticed.
+
+Numba's cache on disk looks at the file of the outermost function only: after a change here, delete the cached kernels
+that call it (``find src -name "*.nb?" -delete``).
 """
 
 # mypy: disable-error-code="no-untyped-def, call-arg, var-annotated"
@@ -76,13 +79,14 @@ def exp(x):
 
 @njit(**ELEMENT)
 def log(x):
-    """Natural logarithm of a positive normal float32."""
+    """Natural logarithm of a positive normal float32; NaN for infinity."""
     shifted = np.int32(_bits(x) - _SQRT_HALF_BITS)
     exponent = np.float32(np.int32(shifted >> np.int32(23)))
     m = _float(np.int32((shifted & _MANTISSA) + _SQRT_HALF_BITS)) - _ONE
     square = m * m
     p = ((((((((_L8 * m + _L7) * m + _L6) * m + _L5) * m + _L4) * m + _L3) * m + _L2) * m + _L1) * m + _L0) * m * square
-    return (m + (p + exponent * _LN2_LOW - _HALF * square)) + exponent * _LN2_HIGH
+    nan = x - x  # 0, or NaN, whose bits the lines above took for a number
+    return (m + (p + exponent * _LN2_LOW - _HALF * square)) + (exponent * _LN2_HIGH + nan)
 
 
 @njit(**ELEMENT)

@@ -211,3 +211,7 @@ def _check(
             f"With `level` of shape ({n_cells},), `log_theta` must have the shape (n_levels, {n_genes}); they have the "
             f"shapes {tuple(level.shape)} and {shape}."
         )
+    if level is not None and level.device.type == "cpu" and level.numel():  # on a GPU the look would halt it
+        low, high = int(level.min()), int(level.max())
+        if low < 0 or high >= shape[0]:
+            raise ParameterError(f"`level` must lie in range({shape[0]}); it runs from {low} to {high}.")
