@@ -22,7 +22,7 @@ def simulate(
     *,
     type_strength: float = 1.0,
     batch_strength: float = 0.3,
-    depth: float = 1000.0,
+    depth: float | None = None,
     dispersion: float = 0.2,
     dropout: float = 0.0,
     proportions: np.ndarray | None = None,
@@ -41,7 +41,7 @@ def simulate(
     type_strength, batch_strength
         Standard deviation of the natural logarithm of the factors; 0 for no difference.
     depth
-        Mean number of counts a cell.
+        Mean number of counts a cell. Default: one for each gene, about what variable genes of blood cells have.
     dispersion
         0 for Poisson counts.
     dropout
@@ -70,6 +70,7 @@ def simulate(
     >>> int(((adata.obs["batch"] == "batch_2") & (adata.obs["cell_type"] == "type_3")).sum())
     0
     """
+    depth = float(n_genes) if depth is None else depth
     _check_simulation(locals())
     rng = np.random.default_rng(seed)
     shares = _shares(proportions, n_types, n_batches)
