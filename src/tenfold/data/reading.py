@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import warnings
 from collections.abc import Callable
 from pathlib import Path
@@ -212,11 +213,11 @@ def _zarr_encoding(path: Path) -> str:
 
 def _refuse_pickles(path: Path) -> None:
     """Refuse a store with the pickle codec, which would run code from the file."""
-    for name in (".zarray", ".zmetadata", "zarr.json"):
-        for file in path.rglob(name):
-            text = file.read_text(errors="replace")
+    for folder, _, names in os.walk(path):
+        for name in {".zarray", ".zmetadata", "zarr.json"}.intersection(names):
+            file = Path(folder) / name
             try:
-                codecs = _codecs(json.loads(text))
+                codecs = _codecs(json.loads(file.read_text(errors="replace")))
             except ValueError as error:
                 raise FileFormatError(f"'{file}' is damaged ({error}). Copy the whole folder again.") from error
             if any("pickle" in codec for codec in codecs):
