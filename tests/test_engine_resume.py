@@ -21,7 +21,7 @@ from torch import nn
 from torch.optim.lr_scheduler import ReduceLROnPlateau
 
 from tenfold import engine
-from tenfold.engine import EarlyStopping, Phase, Step, checkpoint
+from tenfold.engine import EarlyStopping, Phase, Step, checkpoint, updates
 from tenfold.errors import FileFormatError, ParameterError
 from tenfold.types import RunOptions
 
@@ -170,14 +170,14 @@ def test_ctrl_c_saves_and_stops_and_the_rest_ends_the_same(tmp_path, uninterrupt
 @pytest.mark.parametrize("after", range(0, 62, 4))
 def test_interrupted_after_any_step_ends_the_same(tmp_path, uninterrupted, monkeypatch, after):
     steps = itertools.count()
-    original = engine.loop._Training._update
+    original = updates.Updates._update
 
     def update(self, *arguments):
         if next(steps) == after:
             os.kill(os.getpid(), signal.SIGINT)
         original(self, *arguments)
 
-    monkeypatch.setattr(engine.loop._Training, "_update", update)
+    monkeypatch.setattr(updates.Updates, "_update", update)
     with pytest.raises(KeyboardInterrupt):
         train(tmp_path)
     assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
@@ -186,7 +186,7 @@ def test_interrupted_after_any_step_ends_the_same(tmp_path, uninterrupted, monke
 
 def test_a_checkpoint_alters_nothing_and_a_complete_one_is_only_loaded(tmp_path, uninterrupted, monkeypatch):
     same(train(tmp_path), uninterrupted)
-    monkeypatch.setattr(engine.loop._Training, "_update", lambda *_: pytest.fail("trained again"))
+    monkeypatch.setattr(updates.Updates, "_update", lambda *_: pytest.fail("trained again"))
     same(train(tmp_path), uninterrupted)
 
 
@@ -196,7 +196,7 @@ def test_without_a_checkpoint_ctrl_c_acts_at_once(monkeypatch):
         time.sleep(5)
         pytest.fail("went on")
 
-    monkeypatch.setattr(engine.loop._Training, "_update", update)
+    monkeypatch.setattr(updates.Updates, "_update", update)
     with pytest.raises(KeyboardInterrupt):
         train()
 
@@ -242,9 +242,9 @@ def test_another_network_or_optimiser_is_refused(tmp_path, monkeypatch):
         run(2, torch.optim.Adam)
     with pytest.raises(ParameterError, match=r"the network was Linear with 14 weights .* is now Linear with 21"):
         run(3, torch.optim.Adam)
-    with pytest.raises(ParameterError, match=r"the optimiser was .*Adam .*, is now .*SGD"):
+    with pytest.raises(ParameterError, match=r"phase 'p' was .*Adam .*, is now .*SGD"):
         run(2, partial(torch.optim.SGD, lr=0.1))
-    with pytest.raises(ParameterError, match=r"'lr': 0.001.*, is now .*Adam.*'lr': 0.1"):
+    with pytest.raises(ParameterError, match=r"lr: 0.001.*, is now .*Adam.*lr: 0.1"):
         run(2, partial(torch.optim.Adam, lr=0.1))
 
 

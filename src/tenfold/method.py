@@ -7,7 +7,7 @@ stores them all. See CONTRIBUTING for the ten lines on adding one.
 
 from __future__ import annotations
 
-import dataclasses
+import json
 import warnings
 from abc import abstractmethod
 from collections.abc import Iterator
@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, Any, ClassVar
 
 from tenfold.capabilities import TASKS, Clusterer, Corrector, Denoiser, Embedder, Generator, Grapher
 from tenfold.errors import DataError, NotFittedError, RoleError, closest
-from tenfold.parameters import Configured, param
+from tenfold.parameters import Parametrised, param
 from tenfold.types import Readiness, RunOptions
 
 if TYPE_CHECKING:
@@ -75,7 +75,7 @@ class MethodInfo:
     sees_labels: bool = False
 
 
-class Method(metaclass=Configured):
+class Method(Parametrised):
     """Base class: hyper-parameters in the constructor, data in `fit`, results by `write`."""
 
     info: ClassVar[MethodInfo]
@@ -86,20 +86,6 @@ class Method(metaclass=Configured):
     def name(cls) -> str:
         """Return the catalog name, which is the name of the method's file."""
         return cls.__module__.rpartition(".")[2]
-
-    @classmethod
-    def parameter_names(cls) -> list[str]:
-        """Return the names of the hyper-parameters."""
-        return [field.name for field in dataclasses.fields(cls)]  # type: ignore[arg-type]
-
-    @property
-    def parameters(self) -> dict[str, Any]:
-        """Hyper-parameters by name."""
-        return {field.name: getattr(self, field.name) for field in dataclasses.fields(self)}  # type: ignore[arg-type]
-
-    def __repr__(self) -> str:
-        shown = ", ".join(f"{name}={value!r}" for name, value in self.parameters.items())
-        return f"{type(self).__name__}({shown})"
 
     # ---- fit -------------------------------------------------------------------------------------------------------
 
@@ -205,8 +191,6 @@ class Method(metaclass=Configured):
 
     def provenance(self, task: str) -> dict[str, Any]:
         """Return what is stored of a run in ``uns["tenfold"]``: plain values that every h5ad file can hold."""
-        import json
-
         from tenfold import __version__
 
         return {

@@ -55,6 +55,24 @@ class Configured(ABCMeta):
         return super().__call__(**checked)
 
 
+class Parametrised(metaclass=Configured):
+    """Base of a class with hyper-parameters, which can name and show them."""
+
+    @classmethod
+    def parameter_names(cls) -> list[str]:
+        """Return the names of the hyper-parameters."""
+        return [field.name for field in dataclasses.fields(cls)]  # type: ignore[arg-type]
+
+    @property
+    def parameters(self) -> dict[str, Any]:
+        """Hyper-parameters by name."""
+        return {name: getattr(self, name) for name in self.parameter_names()}
+
+    def __repr__(self) -> str:
+        shown = ", ".join(f"{name}={value!r}" for name, value in self.parameters.items())
+        return f"{type(self).__name__}({shown})"
+
+
 def _example(cls: type) -> str:
     fields = dataclasses.fields(cls)  # type: ignore[arg-type]
     return f"{fields[0].name}={fields[0].default!r}" if fields else ""

@@ -8,21 +8,16 @@ from rich.console import Console
 from rich.errors import LiveError
 from rich.progress import BarColumn, Progress, TaskProgressColumn, TextColumn, TimeRemainingColumn
 
+from tenfold.engine import phases
+
 #: Shorter work shows no bar.
 SHOW_AFTER = 1.0
 
 
 class Bar:
-    """Rich bar with phase, epoch, loss and remaining time; silent for short work and outside a terminal.
+    """Rich bar with phase, epoch, loss and remaining time, over `total` minibatches if no phase stops early.
 
-    Parameters
-    ----------
-    name
-        Of the training.
-    total
-        Minibatches, if no phase stops early.
-    wanted
-        Whether the user wants a bar.
+    It is silent where not `wanted`, for short work and outside a terminal.
     """
 
     def __init__(self, name: str, total: int, wanted: bool):
@@ -32,13 +27,13 @@ class Bar:
         self._started = time.perf_counter()
         self._bar: Progress | None = None
 
-    def show(self, done: int, phase: str, epoch: int, epochs: int, loss: float) -> None:
-        """Bring the bar up to date, drawing it once the work has proved long."""
+    def show(self, done: int, at: phases.Progress, loss: float) -> None:
+        """Bring the bar to `done` minibatches, drawing it once the work has proved long."""
         if self._wanted and self._bar is None and time.perf_counter() - self._started > SHOW_AFTER:
             self._open()
         if self._bar is not None:
-            shown = {"phase": phase, "epoch": f"{epoch + 1}/{epochs}", "loss": f"{loss:.5g}"}
-            self._bar.update(self._task, completed=done, refresh=False, **shown)  # type: ignore[arg-type]
+            epoch = f"{at.epoch + 1}/{at.epochs}"
+            self._bar.update(self._task, completed=done, phase=at.phase, epoch=epoch, loss=f"{loss:.5g}")
 
     def _open(self) -> None:
         columns = (

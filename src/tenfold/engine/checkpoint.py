@@ -72,15 +72,12 @@ class Checkpoint:
         now = self.fingerprint
         changed = [key for key in {**stored, **now} if stored.get(key) != now.get(key)]
         if changed:
-            raise self.foreign("; ".join(f"{key} was {stored.get(key)}, is now {now.get(key)}" for key in changed))
+            differences = "; ".join(f"{key} was {stored.get(key)}, is now {now.get(key)}" for key in changed)
+            raise ParameterError(
+                f"The checkpoint '{self.path}' belongs to another training: {differences}. "
+                "Give another checkpoint folder, or delete that file to train from the start."
+            )
         return state
-
-    def foreign(self, difference: str) -> ParameterError:
-        """Return the error for a checkpoint of another training."""
-        return ParameterError(
-            f"The checkpoint '{self.path}' belongs to another training: {difference}. "
-            "Give another checkpoint folder, or delete that file to train from the start."
-        )
 
 
 def fingerprint_of(net: Module, phases: list[Phase], data: dict[str, Any]) -> dict[str, Any]:
@@ -89,7 +86,7 @@ def fingerprint_of(net: Module, phases: list[Phase], data: dict[str, Any]) -> di
     width = sum(p.numel() for p in net.parameters())
     return {
         "the network": f"{type(net).__name__} with {width} weights (#{zlib.crc32(repr(shapes).encode()):08x})",
-        **{f"phase '{phase.name}'": phase.summary() for phase in phases},
+        **{f"phase '{phase.name}'": phase.summary(net) for phase in phases},
         **{f"entry '{name}' of the data": _checksum(value) for name, value in data.items()},
     }
 

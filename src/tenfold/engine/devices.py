@@ -1,7 +1,8 @@
-"""Devices, numerical precision and random state."""
+"""Devices and processes, numerical precision and random state."""
 
 from __future__ import annotations
 
+import os
 import random
 import zlib
 from collections.abc import Iterator
@@ -11,7 +12,8 @@ from typing import Any
 import numpy as np
 import torch
 from lightning_fabric import Fabric
-from lightning_fabric.plugins.environments import LightningEnvironment
+from lightning_fabric.plugins.environments import LightningEnvironment, TorchElasticEnvironment
+from torch.nn import Module, Parameter
 
 from tenfold.errors import ParameterError, ResourceError, closest
 
@@ -19,12 +21,7 @@ PRECISIONS = ("32-true", "bf16-mixed")
 
 
 def find_device(name: str) -> torch.device:
-    """Return the device that a user's word stands for.
-
-    Parameters
-    ----------
-    name
-        ``"auto"`` (the first CUDA GPU if there is one, else the CPU), ``"cpu"``, ``"cuda"`` or ``"cuda:1"``.
+    """Return the device that a user's word stands for; ``"auto"`` is the first CUDA GPU, or the CPU if there is none.
 
     Raises
     ------
@@ -52,20 +49,43 @@ def find_device(name: str) -> torch.device:
 
 
 def make_fabric(device: torch.device, precision: str) -> Fabric:
-    """Return a Fabric for one device.
+    """Return a launched Fabric: for one device, or under torchrun for this process's share of all.
 
-    Raises
-    ------
-    ParameterError
-        A precision that is not offered.
+    ParameterError for a precision that is not offered.
     """
     if precision not in PRECISIONS:
-        options = " or ".join(PRECISIONS)
-        raise ParameterError(f"precision='{precision}' is not offered.{closest(precision, PRECISIONS)} Give {options}.")
-    # Named outright, since Fabric would otherwise take a SLURM allocation for a request to train in many processes.
-    plugins: list[Any] = [LightningEnvironment()]
-    devices = 1 if device.type == "cpu" else [device.index]
-    return Fabric(accelerator=device.type, devices=devices, precision=precision, plugins=plugins)  # type: ignore[arg-type]
+        hint = closest(precision, PRECISIONS)
+        raise ParameterError(f"precision='{precision}' is not offered.{hint} Give {' or '.join(PRECISIONS)}.")
+    options: dict[str, Any] = {"precision": precision, "accelerator": device.type}
+    if TorchElasticEnvironment.detect() and int(os.environ["WORLD_SIZE"]) > 1:
+        here = int(os.environ["LOCAL_WORLD_SIZE"])
+        options |= {"strategy": "ddp", "devices": here, "num_nodes": int(os.environ["WORLD_SIZE"]) // here}
+        environment: Any = TorchElasticEnvironment()
+    else:
+        options["devices"] = 1 if device.type == "cpu" else [device.index]
+        # Named outright: Fabric would take any SLURM allocation for a request to train in many processes.
+        environment = LightningEnvironment()
+    fabric = Fabric(plugins=[environment], **options)
+    fabric.launch()
+    return fabric
+
+
+def share_weights(fabric: Fabric, net: Module) -> None:
+    """Give all processes the weights and buffers of the first."""
+    if fabric.world_size > 1:
+        for value in net.state_dict().values():
+            torch.distributed.broadcast(value, src=0)
+
+
+def average_gradients(fabric: Fabric, parameters: list[Parameter], n_cells: int) -> None:
+    """Replace gradients by their mean over the cells of all processes, of which `n_cells` are this one's."""
+    if fabric.world_size > 1:
+        grads = [parameter.grad for parameter in parameters if parameter.grad is not None]
+        summed = torch.cat([*(grad.flatten() * n_cells for grad in grads), grads[0].new_tensor([n_cells])])
+        torch.distributed.all_reduce(summed)
+        parts = (summed[:-1] / summed[-1]).split([grad.numel() for grad in grads])
+        for grad, part in zip(grads, parts, strict=True):
+            grad.copy_(part.view_as(grad))
 
 
 def random_state(device: torch.device) -> dict[str, Any]:

@@ -6,6 +6,7 @@ import math
 from typing import Any
 
 import torch
+from lightning_fabric import Fabric
 from scipy import sparse
 from torch.nn import Module
 
@@ -65,10 +66,13 @@ class TermMeans:
                 total, seen = self.totals.get(name, (0.0, 0.0))
                 self.totals[name] = [total + number * n_cells, seen + n_cells]
 
-    def means(self) -> dict[str, float]:
-        """Return the mean of each term so far."""
+    def means(self, fabric: Fabric | None = None) -> dict[str, float]:
+        """Return the mean of each term so far, over the cells of all of the fabric's processes."""
         self.read()
-        return {name: total / n_cells for name, (total, n_cells) in self.totals.items()}
+        totals = torch.tensor(list(self.totals.values()), dtype=torch.float64).reshape(-1, 2)
+        if fabric is not None and fabric.world_size > 1:
+            totals = fabric.all_reduce(totals.to(fabric.device), reduce_op="sum")  # type: ignore[assignment]
+        return dict(zip(self.totals, (totals[:, 0] / totals[:, 1]).tolist(), strict=True))
 
 
 def broken_weights(net: Module) -> list[str]:

@@ -8,17 +8,16 @@ from typing import Any
 
 import numpy as np
 import torch
-from torch.nn import Module, Parameter
-from torch.optim import Optimizer
-from torch.optim.lr_scheduler import ReduceLROnPlateau
+from torch.nn import Module
 
 from tenfold.engine.bar import Bar
 from tenfold.engine.checkpoint import Checkpoint, fingerprint_of, noted_interruption
-from tenfold.engine.devices import find_device, make_fabric, random_state, seeded, set_random_state
+from tenfold.engine.devices import find_device, make_fabric, random_state, seeded, set_random_state, share_weights
 from tenfold.engine.guard import NotFiniteError, TermMeans, breakdown, broken_weights
 from tenfold.engine.history import History
 from tenfold.engine.minibatches import Minibatches, split
-from tenfold.engine.phases import Batch, Phase, Progress, Step, named_terms
+from tenfold.engine.phases import Phase, Progress, named_terms
+from tenfold.engine.updates import Updates
 from tenfold.errors import ParameterError, closest
 from tenfold.types import RunOptions
 
@@ -46,6 +45,9 @@ def fit(
     With ``run.checkpoint``, the state is saved as training goes and on Ctrl-C; the same call then goes on from there,
     and on a CPU (with as many threads) ends with the same weights, bit for bit, as if it had never been interrupted. A
     training that is complete there is only loaded.
+
+    Under ``torchrun --nproc_per_node=N`` (on SLURM: ``srun torchrun ...``) all processes train one network: each takes
+    its share of every minibatch, gradients are averaged, and the first process alone shows the bar and saves.
 
     Parameters
     ----------
@@ -119,8 +121,9 @@ class _Training:
 
     def __init__(self, net: Module, phases: list[Phase], name: str, seed: int, device: torch.device, precision: str):
         self.fabric = make_fabric(device, precision)
-        self.net = net.to(device)
-        self.phases, self.name, self.seed, self.device = phases, name, seed, device
+        self.device, self.net = self.fabric.device, net.to(self.fabric.device)
+        self.phases, self.name, self.seed = phases, name, seed
+        self.terms = TermMeans(self.device)
         self.renewed: dict[str, np.ndarray] = {}
         self.number = self.passes = 0  # phases and epochs done
         self._enter()
@@ -130,7 +133,10 @@ class _Training:
         self.data = dict(data)
         n_cells = next((value.shape[0] for value in data.values()), 0)
         rows, held_out = split(n_cells, train_fraction, self.seed)
-        self.train = Minibatches(data, size, index=rows, seed=self.seed, weights=weights, device=self.device)
+        share = (self.fabric.global_rank, self.fabric.world_size)
+        self.train = Minibatches(
+            data, size, index=rows, seed=self.seed, weights=weights, device=self.device, share=share
+        )
         self.held_out: Minibatches | None = None
         if len(held_out):
             # The prepared entries, so that both hold the same memory.
@@ -142,11 +148,9 @@ class _Training:
         phase = self.phases[min(self.number, len(self.phases) - 1)]
         self.progress = Progress(phase.name, phase.epochs)
         self.batch = 0  # minibatches done in this epoch
-        self.terms = TermMeans(self.device)
         self.waited, self.best_value = 0, float("inf")  # of early stopping
         self.best: dict[str, torch.Tensor] = {}
-        self.optimizers: list[Optimizer] = []
-        self.schedulers: list[Any] = []
+        self.updates: Updates | None = None
 
     # ---- the course of a training ------------------------------------------------------------------------------------
 
@@ -154,76 +158,48 @@ class _Training:
         """Train from where the checkpoint stands to the end."""
         started = self._next_look = time.perf_counter()
         steps = sum(phase.epochs for phase in self.phases) * len(self.train)
-        self.bar = Bar(self.name, steps, progress)
-        with seeded(self.seed, "fit", self.device), noted_interruption(bool(self.checkpoint)) as self.interrupted:
+        self.bar = Bar(self.name, steps, progress and self.fabric.is_global_zero)
+        stream = f"fit {self.fabric.global_rank}"
+        with seeded(self.seed, stream, self.device), noted_interruption(bool(self.checkpoint)) as self.interrupted:
             if self.checkpoint and (stored := self.checkpoint.load()):
                 self._restore(stored)
+            share_weights(self.fabric, self.net)
             self._started = started - self.history.seconds
             try:
                 while self.number < len(self.phases):
                     self._advance(self.phases[self.number])
             finally:
                 self.bar.close()
+        self.fabric.barrier()  # a process that left earlier would close the connection on the others
         self.net.eval()
 
     def _advance(self, phase: Phase) -> None:
         """Train for the rest of an epoch, and end the phase if it is over."""
-        if not self.optimizers:
-            self._start(phase)
+        updates = self.updates = self.updates or Updates(phase, self.net, self.fabric)
         try:
-            self._epoch(phase)
-            reason = self._end_epoch(phase)
+            self._epoch(phase, updates)
+            reason = self._end_epoch(phase, updates)
             if reason:
                 self._end_phase(phase, reason)
         except NotFiniteError as error:
-            rates = [group["lr"] for optimizer in self.optimizers for group in optimizer.param_groups]
             where = f"Training of {self.name} broke down in phase '{phase.name}', epoch {self.progress.epoch + 1} of "
-            raise breakdown(f"{where}{phase.epochs}", error, self.train.data, self.net, rates) from None
-        self.passes, self.batch, self.terms = self.passes + 1, 0, TermMeans(self.device)
+            raise breakdown(f"{where}{phase.epochs}", error, self.train.data, self.net, updates.rates) from None
+        self.passes, self.batch, self.terms.totals = self.passes + 1, 0, {}
         if not reason:
             self.progress.epoch += 1
         self._pause(saving=reason is not None)
 
-    def _start(self, phase: Phase) -> None:
-        """Make the optimisers and schedulers of a phase."""
-        self.parameters: list[list[Parameter]] = []
-        for step in phase.steps:
-            chosen = self.net.parameters() if step.parameters is None else step.parameters(self.net)
-            self.parameters.append([parameter for parameter in chosen if parameter.requires_grad])
-            if not self.parameters[-1]:
-                raise ParameterError(f"Phase '{phase.name}' {step.name} has no parameters to train.")
-        self.optimizers = [step.optimizer(own) for step, own in zip(phase.steps, self.parameters, strict=True)]
-        self.kinds = [_kind(optimizer) for optimizer in self.optimizers]
-        self.schedulers = [phase.scheduler(optimizer) for optimizer in self.optimizers] if phase.scheduler else []
-
-    def _epoch(self, phase: Phase) -> None:
+    def _epoch(self, phase: Phase, updates: Updates) -> None:
         if self.batch == 0 and phase.before_epoch is not None:
-            self._renew(phase.before_epoch(self.net, self.data, self.progress) or {})
+            self._renew(self.fabric.broadcast(phase.before_epoch(self.net, self.data, self.progress) or {}))
+            share_weights(self.fabric, self.net)
         self.net.train()
         for batch in self.train.epoch(self.passes, start=self.batch):
-            for number, step in enumerate(phase.steps):
-                if self.progress.step % step.every == 0:
-                    for _ in range(step.repeat):
-                        self._update(phase, step, number, batch)
+            updates.take(batch, self.progress, self.batch, self.terms)
             self.batch += 1
             self.progress.step += 1
             if self.interrupted.is_set() or time.perf_counter() >= self._next_look:
                 self._pause()
-
-    def _update(self, phase: Phase, step: Step, number: int, batch: Batch) -> None:
-        optimizer, own = self.optimizers[number], self.parameters[number]
-        with self.fabric.autocast():
-            terms = named_terms(step.loss(self.net, batch, self.progress), step.name)
-        self.terms.add(self.batch, len(batch["index"]), terms)
-        optimizer.zero_grad(set_to_none=True)
-        # Only the step's own parameters: the generator's loss must leave no gradient in the critic.
-        only: dict[str, Any] = {} if step.parameters is None else {"inputs": own}
-        self.fabric.backward(next(iter(terms.values())), **only)
-        if phase.clip_value is not None:
-            torch.nn.utils.clip_grad_value_(own, phase.clip_value)
-        if phase.clip is not None:
-            torch.nn.utils.clip_grad_norm_(own, phase.clip)
-        optimizer.step()
 
     def _renew(self, returned: dict[str, np.ndarray | float]) -> None:
         """Take in what ``before_epoch`` returned: arrays join the data, numbers the history."""
@@ -236,23 +212,21 @@ class _Training:
             else:
                 self.terms.totals[key] = [float(value), 1.0]
 
-    def _end_epoch(self, phase: Phase) -> str | None:
+    def _end_epoch(self, phase: Phase, updates: Updates) -> str | None:
         """Record the epoch, step the schedules, and say why the phase ends here, if it does."""
-        epoch, train, validation = self.progress.epoch, self.terms.means(), self._validate(phase)
-        if self.schedulers:
-            train["learning_rate"] = self.optimizers[0].param_groups[0]["lr"]
-        self.history.add(phase.name, epoch, train, validation)
-        watched = self._watched(phase, train, validation)
-        for scheduler in self.schedulers:
-            if not isinstance(scheduler, ReduceLROnPlateau):
-                scheduler.step()
-            elif watched is not None:
-                scheduler.step(watched)
+        share_weights(self.fabric, self.net)  # each process has seen other cells in its batch norm
+        # Every process must come to the same decisions, so all take the first one's numbers.
+        train, validation = self.fabric.broadcast((self.terms.means(self.fabric), self._validate(phase)))
+        if updates.schedulers:
+            train["learning_rate"] = updates.rates[0]
+        self.history.add(phase.name, self.progress.epoch, train, validation)
+        watched = self._watched(phase, train, validation) if phase.early_stopping or updates.watch else None
+        updates.schedule(watched)
         if watched is not None and self._out_of_patience(phase, watched):
             return "early"
         if phase.until is not None and phase.until(self.history):
             return "until"
-        return "finished" if epoch + 1 == phase.epochs else None
+        return "finished" if self.progress.epoch + 1 == phase.epochs else None
 
     def _validate(self, phase: Phase) -> dict[str, float]:
         """Return the mean terms over held-out cells, without touching the training's random numbers."""
@@ -267,9 +241,7 @@ class _Training:
         return means.means()
 
     def _watched(self, phase: Phase, train: dict[str, float], validation: dict[str, float]) -> float | None:
-        """Return this epoch's value of the monitored term; None if the phase watches nothing, or not in this epoch."""
-        if phase.early_stopping is None and not any(isinstance(s, ReduceLROnPlateau) for s in self.schedulers):
-            return None
+        """Return this epoch's value of the monitored term; None if it is one of validation, and this epoch had none."""
         validates = self.held_out is not None and phase.validation is not None and phase.validate_every
         terms = validation if validates else train
         if validates and not validation:
@@ -307,11 +279,12 @@ class _Training:
 
     def _pause(self, saving: bool = False) -> None:
         """Show progress, save if it is time or asked for, and stop if Ctrl-C was pressed."""
-        earlier, progress = sum(phase.epochs for phase in self.phases[: self.number]), self.progress
-        done = earlier * len(self.train) + progress.step
-        self.bar.show(done, progress.phase, progress.epoch, progress.epochs, self.terms.latest)
+        earlier = sum(phase.epochs for phase in self.phases[: self.number]) * len(self.train)
+        self.bar.show(earlier + self.progress.step, self.progress, self.terms.latest)
         self.history.seconds = time.perf_counter() - self._started
         self._next_look = time.perf_counter() + LOOK_SECONDS
+        if not self.fabric.is_global_zero:
+            return
         if self.checkpoint and (saving or self.interrupted.is_set() or self.checkpoint.due()):
             self.terms.read()
             self.checkpoint.save(self._state())
@@ -322,8 +295,7 @@ class _Training:
         return {
             **{key: getattr(self, key) for key in _STATE},
             "progress": vars(self.progress), "history": vars(self.history), "totals": self.terms.totals,
-            "net": self.net, "random": random_state(self.device), "kinds": self.kinds,
-            "optimizers": self.optimizers, "schedulers": self.schedulers,
+            "net": self.net, "random": random_state(self.device), "updates": self.updates and self.updates.state(),
         }  # fmt: skip
 
     def _restore(self, state: dict[str, Any]) -> None:
@@ -336,17 +308,8 @@ class _Training:
         self.history = History(**state["history"])
         self._renew(state["renewed"])
         self.terms.totals = state["totals"]
-        if state["optimizers"]:
-            self._start(self.phases[self.number])
-            if self.kinds != state["kinds"]:
-                raise self.checkpoint.foreign(f"the optimiser was {state['kinds']}, is now {self.kinds}")  # type: ignore[union-attr]
-            parts = [*self.optimizers, *self.schedulers]
-            for part, stored in zip(parts, [*state["optimizers"], *state["schedulers"]], strict=True):
-                part.load_state_dict(stored)
-        set_random_state(state["random"], self.device)
-
-
-def _kind(optimizer: Optimizer) -> str:
-    """Return an optimiser's class and settings, before any schedule changes them."""
-    groups = [{key: value for key, value in group.items() if key != "params"} for group in optimizer.param_groups]
-    return f"{type(optimizer).__name__} {groups}"
+        if state["updates"]:
+            self.updates = Updates(self.phases[self.number], self.net, self.fabric)
+            self.updates.restore(state["updates"])
+        if self.fabric.is_global_zero:
+            set_random_state(state["random"], self.device)

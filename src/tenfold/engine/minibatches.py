@@ -56,6 +56,8 @@ class Minibatches:
         Sampling weight of each cell in `data`, not negative: an epoch then draws ``len(index)`` cells with replacement.
     device
         Where batches go.
+    share
+        Process and number of processes: which part of every batch to take.
 
     Raises
     ------
@@ -75,6 +77,7 @@ class Minibatches:
         seed: int = 0,
         weights: np.ndarray | None = None,
         device: torch.device | str = "cpu",
+        share: tuple[int, int] = (0, 1),
     ):
         lengths = {name: value.shape[0] for name, value in data.items()}
         if len(set(lengths.values())) != 1:
@@ -91,7 +94,8 @@ class Minibatches:
         self._share = None if weights is None else _shares(np.asarray(weights, dtype=np.float64), n_cells, self.index)
         size = min(batch_size or len(self.index), len(self.index))
         self._edges = [*range(0, len(self.index), size), len(self.index)]
-        if len(self._edges) > 2 and self._edges[-1] - self._edges[-2] < min(SMALLEST_BATCH, size):
+        self._process, self._processes = share
+        if len(self._edges) > 2 and self._edges[-1] - self._edges[-2] < min(SMALLEST_BATCH * share[1], size):
             del self._edges[-2]
 
     def __len__(self) -> int:
@@ -106,7 +110,7 @@ class Minibatches:
         """Iterate over the batches of an epoch, from batch `start` on."""
         order = self.order(number)
         for first, last in zip(self._edges[start:-1], self._edges[start + 1 :], strict=True):
-            yield self.take(order[first:last])
+            yield self.take(order[first:last][self._process :: self._processes])
 
     def order(self, number: int) -> np.ndarray:
         """Return the rows of epoch `number` in the order they are visited."""

@@ -69,6 +69,14 @@ class Step:
     #: Updates on each of those minibatches.
     repeat: int = 1
 
+    def trained(self, net: Module) -> list[Parameter]:
+        """Return the parameters that it updates; ParameterError if there are none."""
+        chosen = net.parameters() if self.parameters is None else self.parameters(net)
+        trained = [parameter for parameter in chosen if parameter.requires_grad]
+        if not trained:
+            raise ParameterError(f"Step '{self.name or 'loss'}' has no parameters to train.")
+        return trained
+
 
 @dataclass
 class EarlyStopping:
@@ -135,12 +143,12 @@ class Phase:
             self.steps = [Step("", self.parameters, self.loss, self.optimizer)]
             self.validation = self.validation or self.loss
 
-    def summary(self) -> dict[str, Any]:
+    def summary(self, net: Module) -> dict[str, Any]:
         """Return the settings that a checkpoint must agree with, as plain values."""
-        stopping = vars(self.early_stopping) if self.early_stopping else None
-        steps = [[step.name, step.every, step.repeat] for step in self.steps]
-        plain = ("name", "epochs", "monitor", "clip", "clip_value", "validate_every")
-        return {**{key: getattr(self, key) for key in plain}, "steps": steps, "early_stopping": stopping}
+        optimizers = [" ".join(str(step.optimizer(step.trained(net))).split()) for step in self.steps]
+        steps = [f"{s.name} every {s.every} × {s.repeat}: {o}" for s, o in zip(self.steps, optimizers, strict=True)]
+        plain = ("epochs", "monitor", "clip", "clip_value", "validate_every", "early_stopping")
+        return {**{key: str(getattr(self, key)) for key in plain}, "steps": steps}
 
 
 def named_terms(terms: Terms, prefix: str = "") -> dict[str, torch.Tensor]:
