@@ -23,7 +23,6 @@ SOFTMAX, EXP, SOFTPLUS = 0, 1, 2
 _ZERO, _HALF, _ONE = np.float32(0.0), np.float32(0.5), np.float32(1.0)
 _TOP = np.float32(MAX_LOG_MEAN)
 _MIN_LOG_THETA, _MAX_LOG_THETA = np.float32(MIN_LOG_THETA), np.float32(MAX_LOG_THETA)
-_MAX_DROPOUT = np.float32(80.0)
 _C3, _C4, _C5 = np.float32(2 / 3), np.float32(3 / 4), np.float32(4 / 5)
 _SERIES = np.float32(0.02)
 _LOW = np.float32(-15.0)
@@ -136,10 +135,7 @@ def inflate_dense(dropout, nb, weight, val, g, th, pi):
     `pi` takes `weight` at once, since no later step needs it bare.
     """
     for j in range(dropout.shape[0]):
-        logit = dropout[j]
-        logit = _MAX_DROPOUT if logit > _MAX_DROPOUT else logit
-        logit = -_MAX_DROPOUT if logit < -_MAX_DROPOUT else logit
-        t = exp(-logit)
+        t = exp(-dropout[j])
         extra = _ONE / (_ONE + t)
         kept = t * extra
         zero = exp(-nb[j])

@@ -28,6 +28,7 @@ LOOP: dict[str, Any] = {"fastmath": SUMS, "error_model": "numpy", "nogil": True,
 ROW: dict[str, Any] = {**LOOP, "fastmath": EXACT}
 
 _LOG2E = np.float32(1.44269504088896341)
+_ROUNDER = np.float32(1.5 * 2**23)
 _LN2_HIGH = np.float32(0.693359375)
 _LN2_LOW = np.float32(-2.12194440e-4)
 _EXP_LOW, _EXP_HIGH = np.float32(-87.3), np.float32(88.0)
@@ -69,12 +70,11 @@ def exp(x):
         x = _EXP_LOW
     if x > _EXP_HIGH:
         x = _EXP_HIGH
-    scaled = x * _LOG2E
-    n = np.int32(scaled + (_HALF if scaled >= _ZERO else -_HALF))
-    whole = np.float32(n)
+    shifted = x * _LOG2E + _ROUNDER  # rounds: the last bits of the sum are the whole number
+    whole = shifted - _ROUNDER
     r = (x - whole * _LN2_HIGH) - whole * _LN2_LOW
     tail = ((((_E5 * r + _E4) * r + _E3) * r + _E2) * r + _E1) * r + _E0
-    return (tail * (r * r) + r + _ONE) * _float(np.int32((n + np.int32(127)) << np.int32(23)))
+    return (tail * (r * r) + r + _ONE) * _float(np.int32((_bits(shifted) + np.int32(127)) << np.int32(23)))
 
 
 @njit(**ELEMENT)
