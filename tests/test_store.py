@@ -12,7 +12,7 @@ import torch
 from scipy import sparse
 
 from tenfold.data.store import read_file, read_folder, write_file, write_folder
-from tenfold.errors import FileFormatError
+from tenfold.errors import FileFormatError, ResourceError
 
 STATE = {
     "scalars": [None, True, 3, 2**70, 0.1, "naïve", np.float32(0.5), np.int64(7), np.bool_(False)],
@@ -93,14 +93,15 @@ def test_folder_is_replaced_only_if_it_is_ours(tmp_path):
     assert (tmp_path / "thesis" / "chapter.tex").read_text() == "mine"
 
 
-@pytest.mark.parametrize("moment", ["save", "sync", "replace"])
+@pytest.mark.parametrize("moment", ["open", "sync", "replace"])
 def test_a_failed_write_leaves_the_former_state_whole(tmp_path, monkeypatch, moment):
     folder = tmp_path / "model"
     write_folder(folder, {"method": "pca"}, {"x": np.ones(3)})
-    target = {"save": "safetensors.numpy.save", "sync": "os.fsync", "replace": "os.replace"}[moment]
+    target = {"open": "builtins.open", "sync": "os.fsync", "replace": "os.replace"}[moment]
     monkeypatch.setattr(target, lambda *_, **__: (_ for _ in ()).throw(OSError("disk full")))
-    with pytest.raises(OSError, match="disk full"):
+    with pytest.raises(ResourceError, match=r"state\.safetensors' cannot be written \(disk full\)"):
         write_folder(folder, {"method": "pca"}, {"x": np.zeros(3)})
+    monkeypatch.undo()
     assert read_folder(folder)[1]["x"].tolist() == [1, 1, 1]
     assert sorted(os.listdir(folder)) == ["method.json", "state.safetensors"]
 
@@ -114,6 +115,12 @@ def test_what_a_killed_process_left_is_cleared_by_the_next(tmp_path):
     write_folder(folder, {}, {"x": 1})
     assert read_folder(folder)[1] == {"x": 1}
     assert sorted(os.listdir(folder)) == ["method.json", "state.safetensors"]
+
+
+def test_a_path_through_a_file_is_named(tmp_path):
+    (tmp_path / "file").write_text("mine")
+    with pytest.raises(ResourceError, match="cannot be written"):
+        write_file(tmp_path / "file" / "x", {}, {})
 
 
 @pytest.mark.parametrize("damage", ["gone", "truncated", "empty", "scrambled", "foreign"])

@@ -5,13 +5,14 @@ from __future__ import annotations
 import json
 import math
 import os
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 from scipy import sparse
 
-from tenfold.errors import FileFormatError
+from tenfold.errors import FileFormatError, ResourceError
 
 STATE = "state.safetensors"
 #: For people to read; the same is in the header of the state, which alone is loaded.
@@ -74,21 +75,29 @@ def write_file(path: Path, head: dict[str, Any], state: dict[str, Any]) -> None:
     ------
     FileFormatError
         If `state` holds anything else.
+    ResourceError
+        If the file cannot be written; nothing is left of it then.
     """
     from safetensors.numpy import save
 
     arrays: dict[str, np.ndarray] = {}
     header = {"head": json.dumps(head), "state": json.dumps(_pack(state, "", arrays), allow_nan=False)}
-    path.parent.mkdir(parents=True, exist_ok=True)
+    content = save(arrays, metadata=header)  # its save_file would leave files of random names when killed
     fresh = _unfinished(path)
     try:
+        path.parent.mkdir(parents=True, exist_ok=True)
         with open(fresh, "wb") as file:
-            file.write(save(arrays, metadata=header))  # its save_file would leave files of random names when killed
+            file.write(content)
             file.flush()
             os.fsync(file.fileno())
         os.replace(fresh, path)
+    except OSError as error:
+        raise ResourceError(
+            f"'{path}' cannot be written ({error}). Free space there, or choose another folder."
+        ) from error
     finally:
-        fresh.unlink(missing_ok=True)
+        with suppress(OSError):
+            fresh.unlink()
 
 
 def read_file(path: Path, advice: str) -> tuple[dict[str, Any], dict[str, Any]]:
