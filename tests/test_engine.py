@@ -332,6 +332,8 @@ def test_seeded_purposes_and_seeds_are_independent():
     for seed, purpose in ((0, "init"), (0, "fit"), (1, "init"), (0, "init")):
         with engine.seeded(seed, purpose):
             draws.append((torch.rand(1).item(), np.random.rand(), random.random()))
+    with pytest.raises(ParameterError, match="must not be negative"), engine.seeded(-1):
+        pass
     assert draws[0] == draws[3]
     assert len({draw[0] for draw in draws}) == 3
 
@@ -392,6 +394,19 @@ def test_predict_keeps_order_modes_and_types(data):
     np.testing.assert_allclose(single, whole, rtol=1e-5)
     with pytest.raises(DataError, match="no cells"):
         engine.predict(net, data, function, index=np.array([], dtype=int))
+
+
+def test_weights_draw_the_cells_that_are_trained_on(data):
+    weights = np.zeros(N_CELLS)
+    weights[:30] = 1.0
+    seen = set()
+
+    def loss(net, batch, progress):
+        seen.update(batch["index"].tolist() if net.training else [])
+        return squared(net, batch, progress)
+
+    history = fit(network(), data, Phase("p", 5, loss), weights=weights)
+    assert seen == set(range(30)) & set(history.train_index)
 
 
 # ---- the bar -------------------------------------------------------------------------------------------------------

@@ -206,6 +206,19 @@ def test_without_a_checkpoint_ctrl_c_acts_at_once(monkeypatch):
         train()
 
 
+def test_a_second_ctrl_c_acts_at_once(tmp_path, monkeypatch):
+    def update(*_):
+        os.kill(os.getpid(), signal.SIGINT)
+        os.kill(os.getpid(), signal.SIGINT)
+        time.sleep(5)
+        pytest.fail("went on")
+
+    monkeypatch.setattr(updates.Updates, "_update", update)
+    with pytest.raises(KeyboardInterrupt):
+        train(tmp_path)
+    assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
+
+
 def test_time_spent_before_an_interruption_counts(tmp_path, monkeypatch):
     _, history = train(tmp_path)
     assert train(tmp_path)[1].seconds >= history.seconds > 0

@@ -117,6 +117,8 @@ def seeded(seed: int, purpose: str = "init", device: torch.device | str = "cpu")
     device
         A CUDA device's generator is seeded as well.
     """
+    if seed < 0:
+        raise ParameterError(f"seed is {seed}; it must not be negative.")
     device = torch.device(device)
     before = random_state(device)
     mixed = int(np.random.SeedSequence([seed, zlib.crc32(purpose.encode())]).generate_state(1)[0])
