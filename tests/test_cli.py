@@ -208,7 +208,7 @@ def test_compare_and_report(cells, tmp_path):
     tenfold("report", out)
     assert (out / "report.html").stat().st_size > 10_000
     assert "--resume" in tenfold(*words, code=1)
-    assert "no comparison" in tenfold("report", tmp_path, code=1)
+    assert "does not hold a comparison" in tenfold("report", tmp_path, code=1)
 
 
 def test_demo_says_what_is_planted_and_what_comes_out(tmp_path, monkeypatch):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 from typing import Annotated
 
@@ -37,6 +38,8 @@ def demo(
     from tenfold.compare import compare
     from tenfold.data import pbmc
 
+    # Networks this small train slower on several threads than on one, and many times slower on a busy machine.
+    os.environ.setdefault("OMP_NUM_THREADS", "1")
     console().print(_WHAT_IT_IS + "\n")
     with stoppable(f"Stopped. Runs that were done are kept in {out}; go on with: {this_command()}"):
         result = compare(
