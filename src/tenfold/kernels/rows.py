@@ -59,8 +59,9 @@ class SparseRows:
 
     def to(self, device: torch.device | str, non_blocking: bool = False) -> SparseRows:
         """Return a copy on `device`."""
-        moved = (part.to(device, non_blocking=non_blocking) for part in (self.indptr, self.indices, self.values))
-        return SparseRows(*moved, self.n_columns)
+        parts = (self.indptr, self.indices, self.values)
+        indptr, indices, values = (part.to(device, non_blocking=non_blocking) for part in parts)
+        return SparseRows(indptr, indices, values, self.n_columns)
 
     def dense(self) -> Tensor:
         """Return the rows as a dense tensor, shape (n_rows, n_columns)."""
@@ -101,8 +102,9 @@ def take_rows(matrix: sparse.csr_matrix, index: np.ndarray) -> SparseRows:
     if index.size and (index.min() < 0 or index.max() >= matrix.shape[0]):
         raise IndexError(f"Row {index.max()} (or a negative one) asked of a matrix of {matrix.shape[0]} rows.")
     values = matrix.data if matrix.data.dtype in (np.float32, np.float64) else matrix.data.astype(np.float32)
-    parts = _gather(matrix.indptr, matrix.indices, values, index)
-    return SparseRows(*(torch.from_numpy(part) for part in parts), matrix.shape[1])
+    gathered = _gather(matrix.indptr, matrix.indices, values, index)
+    indptr, indices, stored = (torch.from_numpy(part) for part in gathered)
+    return SparseRows(indptr, indices, stored, matrix.shape[1])
 
 
 def all_rows(matrix: sparse.csr_matrix) -> SparseRows:
