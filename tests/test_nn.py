@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import copy
+
 import numpy as np
 import pytest
 import torch
@@ -14,6 +16,7 @@ from tenfold.nn.autoencoder import ConditionalVAE
 from tenfold.nn.decoders import CountDecoder
 from tenfold.nn.encoders import GaussianEncoder
 from tenfold.nn.mlp import MLP, Covariates, Layer
+from tenfold.nn.plain_vae import is_plain
 from tenfold.nn.priors import Gaussian, standard_log_density
 
 
@@ -131,3 +134,50 @@ def test_importance_weights_average_to_the_evidence_of_a_model_without_latent_va
         evidence = -net.nll_at_mean(batch)
     torch.testing.assert_close(weights.logsumexp(0) - np.log(3000), evidence, rtol=0, atol=0.15)
     assert (weights.mean(0) < evidence).all()
+
+
+PLAIN = [
+    ({"likelihood": "nb"}, {}, {}),
+    ({"likelihood": "zinb", "dispersion": "gene-batch", "n_levels": 3}, {}, {}),
+    ({"likelihood": "poisson", "link": "softplus"}, {"dropout": 0.0}, {"log_input": False}),
+    ({"likelihood": "nb", "categories": (3, 2), "n_continuous": 2}, {"categories": (3, 2), "n_continuous": 2},
+     {"encode_covariates": True}),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize(("of_decoder", "of_encoder", "of_net"), PLAIN)
+def test_the_written_out_gradient_of_a_plain_model_is_that_of_autograd(of_decoder, of_encoder, of_net, monkeypatch):
+    encoder = GaussianEncoder(40, 4, 16, **{"dropout": 0.2, **of_encoder})
+    net = ConditionalVAE(encoder, CountDecoder(4, 40, 16, **of_decoder), **of_net)
+    other = copy.deepcopy(net)
+    told = covariates(50)
+    counts = all_rows(sparse.csr_matrix(np.random.default_rng(0).poisson(0.5, (50, 40)).astype(np.float32)))
+    batch = {"counts": counts, "log_size": counts.sum().log(), "levels": told.levels, "continuous": told.continuous}
+    results = []
+    for each in (net, other):
+        assert is_plain(each)
+        torch.manual_seed(1)
+        terms = each.terms(batch, 0.7)
+        (2 * terms["loss"]).backward()
+        results.append([*terms.values(), *(p.grad for p in each.parameters()), *each.buffers()])
+        monkeypatch.setattr("tenfold.nn.autoencoder.is_plain", lambda net: False)
+    for found, expected in zip(*results, strict=True):
+        torch.testing.assert_close(found.double(), expected.double(), rtol=2e-4, atol=2e-5)
+
+
+def test_what_is_not_plain_is_left_to_autograd():
+    def net(of_encoder: dict = {}, of_decoder: dict = {}, **options) -> ConditionalVAE:  # noqa: B006
+        return ConditionalVAE(GaussianEncoder(9, 2, 8, **of_encoder), CountDecoder(2, 9, 8, **of_decoder), **options)
+
+    assert is_plain(net())
+    assert not is_plain(net().eval())
+    assert not is_plain(net().double())
+    for each in (
+        net({"n_layers": 2}), net({}, {"n_layers": 2}), net({"batch_norm": False}), net({}, {"layer_norm": True}),
+        net({}, {"dispersion": "gene-cell"}), net(latent="ln"), net(library=GaussianEncoder(9, 1, 8)),
+    ):  # fmt: skip
+        assert not is_plain(each)
+    with torch.autocast("cpu", torch.bfloat16):
+        assert not is_plain(net())
+    with torch.no_grad():
+        assert not is_plain(net())

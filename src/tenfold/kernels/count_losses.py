@@ -82,19 +82,47 @@ def fused_nll(
     return _CountNLL.apply(_CODES[likelihood], _LINKS[link], counts, level, logits, log_size, log_theta, dropout_logits)
 
 
+def value_and_gradients(
+    likelihood: str,
+    counts: SparseRows,
+    logits: Tensor,
+    log_size: Tensor,
+    link: str,
+    log_theta: Tensor | None,
+    level: Tensor | None,
+    dropout_logits: Tensor | None,
+) -> tuple[Tensor, Gradients]:
+    """Return the value of each cell and the gradients of their mean, for networks whose gradient is written out."""
+    per_cell = level is None and log_theta is not None and log_theta.ndim == 2
+    inputs = _inputs(counts, logits, log_size, log_theta, level, dropout_logits)
+    weight = torch.full((len(counts),), 1.0 / max(len(counts), 1))
+    return _run(_CODES[likelihood], _LINKS[link], per_cell, inputs, weight, True)
+
+
+def _inputs(
+    counts: SparseRows,
+    logits: Tensor,
+    log_size: Tensor,
+    log_theta: Tensor | None,
+    level: Tensor | None,
+    dropout_logits: Tensor | None,
+) -> Inputs:
+    none = logits.new_empty(0, 0)
+    return Inputs(
+        counts,
+        logits.contiguous(),
+        log_size.contiguous(),
+        none if log_theta is None else torch.atleast_2d(log_theta).contiguous(),
+        torch.zeros(len(counts), dtype=torch.int64) if level is None else level.to(torch.int64).contiguous(),
+        none if dropout_logits is None else dropout_logits.contiguous(),
+    )
+
+
 class _CountNLL(torch.autograd.Function):
     @staticmethod
     def forward(ctx, code, link, counts, level, logits, log_size, log_theta, dropout_logits):
         per_cell = level is None and log_theta is not None and log_theta.ndim == 2
-        none = logits.new_empty(0, 0)
-        inputs = Inputs(
-            counts,
-            logits.contiguous(),
-            log_size.contiguous(),
-            none if log_theta is None else torch.atleast_2d(log_theta).contiguous(),
-            torch.zeros(len(counts), dtype=torch.int64) if level is None else level.to(torch.int64).contiguous(),
-            none if dropout_logits is None else dropout_logits.contiguous(),
-        )
+        inputs = _inputs(counts, logits, log_size, log_theta, level, dropout_logits)
         weight = torch.full((len(counts),), 1.0 / max(len(counts), 1))
         nll, gradients = _run(code, link, per_cell, inputs, weight, any(ctx.needs_input_grad))
         ctx.how = code, link, per_cell, counts

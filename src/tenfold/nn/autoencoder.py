@@ -11,6 +11,7 @@ from tenfold.kernels.rows import SparseRows
 from tenfold.nn.decoders import CountDecoder, CountModel
 from tenfold.nn.encoders import GaussianEncoder
 from tenfold.nn.mlp import NOTHING, Covariates
+from tenfold.nn.plain_vae import is_plain, plain_terms
 from tenfold.nn.priors import Gaussian, standard_log_density
 
 #: A minibatch: ``counts`` (SparseRows) and ``log_size``; where the model has them, ``levels`` (n_cells, n_categorical;
@@ -79,12 +80,18 @@ class ConditionalVAE(nn.Module):
             levels = levels[:, 1:]
         return Covariates(levels, continuous)
 
+    def encoder_input(self, batch: Batch) -> SparseRows:
+        """Return the expression that the encoder sees."""
+        x: SparseRows = batch["counts"]
+        return x.with_values(x.values.log1p()) if self.log_input else x
+
+    def encoder_covariates(self, batch: Batch) -> Covariates:
+        """Return what the encoder is told of the cells."""
+        return self.covariates(batch) if self.encode_covariates else NOTHING
+
     def encode(self, batch: Batch) -> Posterior:
         """Return the approximate posterior of each cell."""
-        x: SparseRows = batch["counts"]
-        if self.log_input:
-            x = x.with_values(x.values.log1p())
-        covariates = self.covariates(batch) if self.encode_covariates else NOTHING
+        x, covariates = self.encoder_input(batch), self.encoder_covariates(batch)
         return Posterior(self.encoder(x, covariates), None if self.library is None else self.library(x, covariates))
 
     def level(self, batch: Batch) -> Tensor | None:
@@ -124,6 +131,8 @@ class ConditionalVAE(nn.Module):
         -------
         ``loss`` = ``nll`` + ``kl_weight`` · ``kl`` (+ ``kl_library``).
         """
+        if is_plain(self):
+            return plain_terms(self, batch, kl_weight)
         posterior = self.encode(batch)
         log_size: Tensor = batch["log_size"]
         if posterior.log_size is not None:

@@ -77,13 +77,25 @@ class Layer(nn.Module):
         self.layer_norm = nn.LayerNorm(n_out, elementwise_affine=False) if layer_norm else None
         self.dropout = dropout
 
+    def of_covariates(self, covariates: Covariates) -> Tensor | None:
+        """Return what covariates add to the linear map, shape (n_cells, n_out); None if there are none."""
+        parts = [
+            F.embedding(covariates.levels[:, column], table)  # type: ignore[index]
+            for column, table in zip(self.told, self.tables, strict=True)
+        ]
+        if self.slopes is not None:
+            parts.append(covariates.continuous @ self.slopes)  # type: ignore[operator]
+        return sum(parts[1:], start=parts[0]) if parts else None
+
+    def linear(self, x: Tensor | SparseRows, covariates: Covariates) -> Tensor:
+        """Return the linear map without bias, shape (n_cells, n_out)."""
+        h = sparse_linear(x, self.weight) if isinstance(x, SparseRows) else x @ self.weight
+        told = self.of_covariates(covariates)
+        return h if told is None else h + told
+
     def forward(self, x: Tensor | SparseRows, covariates: Covariates) -> Tensor:
         """Map (n_cells, n_in) to (n_cells, n_out)."""
-        h = sparse_linear(x, self.weight) if isinstance(x, SparseRows) else x @ self.weight
-        for column, table in zip(self.told, self.tables, strict=True):
-            h = h + F.embedding(covariates.levels[:, column], table)  # type: ignore[index]
-        if self.slopes is not None:
-            h = h + covariates.continuous @ self.slopes  # type: ignore[operator]
+        h = self.linear(x, covariates)
         if self.bias is not None:
             h = h + self.bias
         if self.batch_norm is not None:
