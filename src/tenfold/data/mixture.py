@@ -180,7 +180,9 @@ def _closed_form(
     observed: np.ndarray, moments: np.ndarray, penalty: np.ndarray, supported: np.ndarray
 ) -> tuple[np.ndarray, np.ndarray]:
     """One covariate: groups are levels, and eliminating the offsets leaves a weighted mean for the intercept."""
-    weight = np.where(supported, penalty / (observed + penalty), 1.0)  # a level without an offset counts in full
+    # A level without support does not count towards the intercept. In `_solve` it does: the reference differs likewise.
+    weight = np.where(supported, penalty / (observed + penalty), 0.0)
+    weight[:, ~supported.any(axis=0)] = 1.0  # nothing to correct: the plain mean
     norm = np.maximum((weight * observed).sum(axis=0), 1e-12)
     intercept = np.einsum("bk,bkd->kd", weight, moments) / norm[:, None]
     offsets = (moments - observed[..., None] * intercept) / (observed + penalty)[..., None]
