@@ -261,9 +261,7 @@ def planted_effect(trial: Trial, adata: AnnData, seed: int) -> tuple[Control, li
     return control, [Score("control", "recovered_neighbors", recovered)]
 
 
-def _planted(
-    adata: AnnData, halves: np.ndarray, seed: int, strength: float = 0.4, ambient: float = 0.05
-) -> AnnData:
+def _planted(adata: AnnData, halves: np.ndarray, seed: int, strength: float = 0.4, ambient: float = 0.05) -> AnnData:
     counts = simulation.plant_batch(Inputs(adata, {}).counts, halves, strength=strength, ambient=ambient, seed=seed)[0]
     planted = AnnData(counts, obs=adata.obs.copy(), var=adata.var.copy())
     planted.obs[BATCH] = pd.Categorical(np.where(halves == 1, "planted", "untouched"))

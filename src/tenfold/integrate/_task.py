@@ -170,9 +170,7 @@ class Integration(ComparedTask):
             return Recommendation(None, "No method can be recommended: batch and biology cannot be told apart.",
                                   [assessment.sentence])  # fmt: skip
         if best == self.baseline:
-            return Recommendation(
-                best, f"No method did better than {best} without correction; stay with it.", reasons
-            )
+            return Recommendation(best, f"No method did better than {best} without correction; stay with it.", reasons)
         if failed[best]:
             return Recommendation(None, "Every method failed a control on these data; none is recommended.",
                                   [f"{name}: {', '.join(failed[name])}" for name in order if failed[name]])  # fmt: skip
