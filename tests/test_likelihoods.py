@@ -315,6 +315,18 @@ def test_the_fused_path_is_taken_in_float32(monkeypatch):
     assert len(calls) == 1
 
 
+def test_half_precision_is_computed_in_float32():
+    x, level, arguments = problem("softmax", "gene", torch.float32)
+    rows = rows_of(x, torch.float32)
+    half = arguments | {"logits": arguments["logits"].detach().bfloat16().requires_grad_()}
+    full = arguments | {"logits": half["logits"].detach().float()}
+    nll = call("nb", "softmax", "gene", rows, level, half)
+    assert nll.dtype == torch.float32
+    torch.testing.assert_close(nll, call("nb", "softmax", "gene", rows, level, full))
+    nll.sum().backward()
+    assert half["logits"].grad.dtype == torch.bfloat16
+
+
 def test_errors_name_what_is_wrong():
     rows, logits, size = rows_of(np.eye(4), torch.float32), torch.zeros(4, 4), torch.zeros(4)
     theta = torch.zeros(4)

@@ -70,7 +70,8 @@ def count_nll(
     Returns
     -------
     Shape (B,). Differentiable once in `logits`, `log_size`, `log_theta` and `dropout_logits`. Log means above 50 and
-    log theta outside [-14, 18.4] are held at these bounds; gradients are those at the bound. NaN in gives NaN out.
+    log theta outside [-14, 18.4] are held at these bounds; gradients are those at the bound. NaN in gives NaN out. Half
+    precision is computed in float32.
 
     Raises
     ------
@@ -82,10 +83,18 @@ def count_nll(
     NB and ZINB of counts with a decoder: Lopez et al., Nature Methods 2018, doi:10.1038/s41592-018-0229-2.
     """
     _check(likelihood, counts, logits, log_size, link, log_theta, level, dropout_logits)
+    logits, log_size = _wide(logits), _wide(log_size)
+    log_theta = None if log_theta is None else _wide(log_theta)
+    dropout_logits = None if dropout_logits is None else _wide(dropout_logits)
     tensors = (counts.values, logits, log_size, log_theta, dropout_logits)
     fused = all(part is None or (part.device.type == "cpu" and part.dtype == torch.float32) for part in tensors)
     compute = fused_nll if fused else reference_nll
     return compute(likelihood, counts, logits, log_size, link, log_theta, level, dropout_logits)
+
+
+def _wide(part: Tensor) -> Tensor:
+    """Half precision, as autocast hands it on, is too narrow for a sum over thousands of genes."""
+    return part.float() if part.dtype in (torch.bfloat16, torch.float16) else part
 
 
 def count_mean(logits: Tensor, log_size: Tensor | None = None, *, link: Link = "softmax") -> Tensor:
