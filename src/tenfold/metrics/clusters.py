@@ -26,7 +26,7 @@ class Agreement(NamedTuple):
     ari: float
 
 
-def kmeans_clusters(cells: np.ndarray, n_clusters: int, seed: int = 0, restarts: int = 3) -> np.ndarray:
+def kmeans_clusters(cells: np.ndarray, n_clusters: int, seed: int = 0, restarts: int = 10) -> np.ndarray:
     """Cluster by k-means (k-means++ starts, the best of `restarts` by sum of squares).
 
     Parameters
