@@ -193,6 +193,7 @@ def test_roles_in_errors_look_like_options():
     assert in_words(RoleError("Harmony needs batch=...: the column.")) == "Harmony needs --batch: the column."
     assert in_words(KeyMissingError("use_rep='X_pca' is missing")) == "--use-rep X_pca is missing"
     assert in_words(RoleError("Leave spatial= out.")) == "Leave --spatial out."
+    assert in_words(KeyMissingError("Name one with modality=.")) == "Name one with --modality."
 
 
 # ---- compare, report, demo, doctor ----

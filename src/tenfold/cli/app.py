@@ -19,7 +19,7 @@ from tenfold.cli.output import errors
 from tenfold.errors import TenfoldError
 from tenfold.method import ROLES
 
-_ROLE_AS_KEYWORD = re.compile(rf"\b({'|'.join(ROLES)})=(?:\.\.\.|['\"]([^'\"]*)['\"])?")
+_ROLE_AS_KEYWORD = re.compile(rf"\b({'|'.join([*ROLES, 'modality'])})=(?:\.\.\.|['\"]([^'\"]*)['\"])?")
 
 
 class Commands(TyperGroup):

@@ -83,13 +83,14 @@ def _extras() -> list[Finding]:
     """Return one line for each optional part, as the package's own metadata name them."""
     parts: dict[str, list[str]] = {}
     for line in metadata.requires("tenfold") or []:
-        if match := _REQUIREMENT.match(line):
+        # The originals of [reference] ask for other versions: they live in an environment of their own.
+        if (match := _REQUIREMENT.match(line)) and match[2] != "reference":
             parts.setdefault(match[2], []).append(match[1])
     found = []
     for extra, packages in sorted(parts.items()):
         missing = [package for package in packages if not _installed(package)]
-        text = f"not installed ({', '.join(missing)}): pip install 'tenfold[{extra}]'" if missing else "installed"
-        found.append(Finding(f"optional: {extra}", text))
+        lacking = f"not installed ({', '.join(missing)}): in the clone, pip install -c constraints.txt '.[{extra}]'"
+        found.append(Finding(f"optional: {extra}", lacking if missing else "installed"))
     return found
 
 
