@@ -44,17 +44,20 @@ SETUP_THEIRS = (
 import anndata as ad, pandas as pd, scanpy as sc
 obs = pd.DataFrame({"batch": pd.Categorical(given["batch"].astype(str))})
 obs.index = obs.index.astype(str)
-adata = ad.AnnData(matrix, obs=obs)
+adata = ad.AnnData(matrix.astype(np.float64), obs=obs)
 """
 )
 THEIRS = "result = {'y': sc.pp.combat(adata, key='batch', inplace=False)}"
 
 
 def lognormal(n: int, p: int, n_batches: int) -> tuple[sparse.csr_matrix, np.ndarray]:
-    """Log-normalised counts, some 10 % of them not zero, whose gene rates differ by batch."""
+    """Log-normalised counts, some 10 % of them not zero, whose gene rates differ by batch.
+
+    No gene is constant: one such gene makes the reference end its iterations, for all genes, after the first.
+    """
     rng = np.random.default_rng(0)
     batch = rng.integers(n_batches, size=n)
-    rate = 0.15 * rng.gamma(0.5, 1, size=p) * np.exp(0.3 * rng.normal(size=(n_batches, p)))
+    rate = 0.15 * (0.1 + rng.gamma(0.5, 1, size=p)) * np.exp(0.3 * rng.normal(size=(n_batches, p)))
     matrix = sparse.vstack(
         [sparse.csr_matrix(rng.poisson(rate[b]).astype(np.float32)) for b in np.array_split(batch, 20)]
     ).tocsr()

@@ -156,12 +156,13 @@ class ComBat(Method, Embedder, Corrector):
 
     def _expand(self, matrix: sparse.csr_matrix, cells: slice, genes: np.ndarray) -> np.ndarray:
         """Return corrected expression of some cells, dense, float64; `matrix` holds the columns `genes`."""
-        batch = self.batch_[cells]
-        slope = self.slope_[:, genes][batch]
-        corrected = matrix[cells].toarray() * slope
-        corrected += self.intercept_[:, genes][batch]
+        batch, block = self.batch_[cells], matrix[cells]
+        slope = self.slope_[:, genes]
+        corrected = self.intercept_[:, genes][batch]
+        rows = np.repeat(np.arange(len(batch)), np.diff(block.indptr))
+        corrected[rows, block.indices] += slope[batch[rows], block.indices] * block.data
         if self.covariates_.shape[1]:
-            corrected += (1 - slope) * (self.covariates_[cells] @ self.effects_[:, genes])
+            corrected += (1 - slope)[batch] * (self.covariates_[cells] @ self.effects_[:, genes])
         return corrected
 
     def _components(self, genes: np.ndarray) -> None:
