@@ -17,6 +17,7 @@ from sklearn.cluster import KMeans
 from sklearn.metrics import adjusted_rand_score
 
 import tenfold as tf
+from tenfold.data import preprocess
 from tenfold.kernels.rows import take_rows
 from tenfold.nn.likelihoods import count_nll
 
@@ -78,9 +79,9 @@ def check(name: str, params: dict[str, Any]) -> list[dict[str, Any]]:
     order = np.random.default_rng(0).permutation(adata.n_obs)
     train, test = (adata[np.sort(rows)].copy() for rows in np.split(order, [adata.n_obs * 9 // 10]))
     model = tf.embed.SCVI(n_top_genes=None, **params).fit(train, progress=False)
-    pca = tf.embed.PCA(n_components=30, n_top_genes=None).fit(train, progress=False)
+    components = preprocess.pca(preprocess.normalize_log1p(train.X), 30).embedding
     truth = train.obs["cell_type"].to_numpy()
-    ours, base = (kmeans_ari(method.embed(), truth) for method in (model, pca))
+    ours, base = (kmeans_ari(embedding, truth) for embedding in (model.embed(), components))
     nll = model.reconstruction_error(test)
     by_gene, by_label = profile_nll(train, test, None), profile_nll(train, test, "cell_type")
     shared = {
@@ -99,4 +100,7 @@ def check(name: str, params: dict[str, Any]) -> list[dict[str, Any]]:
 
 
 if __name__ == "__main__":
-    write([row for name, params in SETTINGS.items() for row in check(name, params)])
+    found: list[dict[str, Any]] = []
+    for dataset, chosen in SETTINGS.items():
+        found += check(dataset, chosen)
+        write(found)
