@@ -173,7 +173,8 @@ def removed_type(trial: Trial, adata: AnnData, batch: str, labels: str, seed: in
 def _label_purity(trial: Trial, adata: AnnData, labels: str, label: str, seed: int) -> tuple[float, float]:
     result = Representation.of(trial.fit(adata, batch=True, seed=seed))
     same = (adata.obs[labels] == label).to_numpy()
-    purity = float(same[result.neighbors()][same].mean())
+    near = result.neighbors()[same]
+    purity = float((same[near] & (near >= 0)).sum() / max((near >= 0).sum(), 1))  # -1 in a graph: no neighbour
     clusters = _leiden(result)
     f1 = max(
         2 * (same & (clusters == c)).sum() / (same.sum() + (clusters == c).sum()) for c in np.unique(clusters[same])
@@ -242,7 +243,7 @@ def planted_effect(trial: Trial, adata: AnnData, seed: int) -> tuple[Control, li
         "without_integration": uncorrected,
         "ceiling": ceiling,
         "regained": regained,
-        "other_half_among_neighbors": float((halves[found] != halves[:, None]).mean()),
+        "other_half_among_neighbors": 1 - metrics.neighbor_purity(found, halves),
         "cells": adata.n_obs,
     }
     if trial.batch_free:

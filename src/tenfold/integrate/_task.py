@@ -181,11 +181,16 @@ class Integration(ComparedTask):
 
 
 def _ranked_parts(scores: pd.DataFrame) -> pd.DataFrame:
-    """Return one row a method: the parts of the ranking, and their mean as ``overall``."""
+    """Return one row a method: the parts of the ranking, and their mean as ``overall``.
+
+    Biology and batches are means over the metrics that every method has, since a graph (BBKNN) has fewer than an
+    embedding.
+    """
     main = scores[scores["group"].isin(["bio", "batch", "control"])]
     means = main.groupby(["method", "metric"])["value"].mean().unstack()
-    groups = main[main["group"] != "control"].groupby(["method", "group"])["value"].mean().unstack()
-    table = means.join(groups)
+    shared = means.columns[means.notna().all()]
+    grouped = main[main["group"].isin(["bio", "batch"]) & main["metric"].isin(shared)]
+    table = means.join(grouped.groupby(["method", "group"])["value"].mean().unstack())
     wanted = _RANKED_WITH_LABELS if "bio" in table and table["bio"].notna().any() else _RANKED_WITHOUT
     parts = table.reindex(columns=list(wanted))
     parts["overall"] = parts.mean(axis=1)
@@ -194,8 +199,8 @@ def _ranked_parts(scores: pd.DataFrame) -> pd.DataFrame:
 
 _NAMES = {
     "recovered_neighbors": "true neighbours recovered under a planted batch effect",
-    "bio": "cell types kept apart (mean of unscaled bio scores)",
-    "batch": "batches mixed (mean of unscaled batch scores)",
+    "bio": "cell types kept apart (mean of the unscaled bio scores that every method has)",
+    "batch": "batches mixed (mean of the unscaled batch scores that every method has)",
     "within_batch_neighbors": "neighbours within batches kept",
     "ilisi": "batches mixed (iLISI)",
 }

@@ -1,7 +1,7 @@
 """Communities of a cell graph: Leiden and Louvain by modularity.
 
-Written here because igraph and leidenalg are GPL, and scikit-network's Leiden draws from the C library's unseeded
-``rand()``: the same seed gives other clusters in every call.
+Leiden is graspologic-native's (MIT; igraph and leidenalg are GPL, and scikit-network's Leiden gives other clusters for
+the same seed). Louvain is written here: scikit-network's ends 0.025 of modularity lower on 20,000 cells.
 """
 
 # mypy: disable-error-code="no-untyped-def"
@@ -14,11 +14,12 @@ from scipy import sparse
 from tenfold.errors import DataError, ParameterError
 
 _PASSES = 10  # over all levels; two or three reach the end
+_CYCLES = 4  # of Leiden, each from the clusters of the one before; the modularity hardly grows after the second
 _NOTHING = 1e-10  # a smaller gain in weight is rounding
 
 
 def leiden(connectivities: sparse.spmatrix, resolution: float = 1.0, seed: int = 0) -> np.ndarray:
-    """Cluster a graph by the Leiden algorithm, repeated until the modularity no longer grows.
+    """Cluster a graph by the Leiden algorithm.
 
     Parameters
     ----------
@@ -43,10 +44,16 @@ def leiden(connectivities: sparse.spmatrix, resolution: float = 1.0, seed: int =
 
     References
     ----------
-    Traag, Waltman, van Eck, Scientific Reports 2019, doi:10.1038/s41598-019-41695-z. A cell joins the best of the
-    communities open to it, where the paper draws one of the good ones.
+    Traag, Waltman, van Eck, Scientific Reports 2019, doi:10.1038/s41598-019-41695-z.
     """
-    return _communities(connectivities, resolution, seed, refine=True)
+    from graspologic_native import leiden_csr
+
+    graph = _checked(connectivities, resolution)
+    edges = (graph.indptr.astype(np.int64), graph.indices.astype(np.int32), graph.data)
+    _, found = leiden_csr(*edges, graph.shape[0], resolution=resolution, iterations=_CYCLES, seed=seed)
+    clusters = np.empty(graph.shape[0], dtype=np.int64)
+    clusters[list(found)] = list(found.values())
+    return _by_size(clusters)
 
 
 def louvain(connectivities: sparse.spmatrix, resolution: float = 1.0, seed: int = 0) -> np.ndarray:
@@ -72,7 +79,15 @@ def louvain(connectivities: sparse.spmatrix, resolution: float = 1.0, seed: int 
     ----------
     Blondel et al., J. Stat. Mech. 2008, doi:10.1088/1742-5468/2008/10/P10008.
     """
-    return _communities(connectivities, resolution, seed, refine=False)
+    graph, rng = _checked(connectivities, resolution), np.random.default_rng(seed)
+    clusters, quality = np.arange(graph.shape[0]), -np.inf
+    for _ in range(_PASSES):
+        found = _one_pass(graph, clusters, resolution, rng)
+        reached = _modularity(graph, found, resolution)
+        if reached <= quality + 1e-7:
+            break
+        clusters, quality = found, reached
+    return _by_size(clusters)
 
 
 def modularity(connectivities: sparse.spmatrix, clusters: np.ndarray, resolution: float = 1.0) -> float:
@@ -105,22 +120,9 @@ def _modularity(graph: sparse.csr_matrix, clusters: np.ndarray, resolution: floa
     return float(inside / total - resolution * ((np.bincount(clusters, weights=degree) / total) ** 2).sum())
 
 
-def _communities(connectivities: sparse.spmatrix, resolution: float, seed: int, refine: bool) -> np.ndarray:
+def _checked(connectivities: sparse.spmatrix, resolution: float = 1.0) -> sparse.csr_matrix:
     if not resolution > 0:
         raise ParameterError(f"`resolution` must be positive, not {resolution}.")
-    graph = _checked(connectivities)
-    rng = np.random.default_rng(seed)
-    clusters, quality = np.arange(graph.shape[0]), -np.inf
-    for _ in range(_PASSES):
-        found = _one_pass(graph, clusters, resolution, rng, refine)
-        reached = _modularity(graph, found, resolution)
-        if reached <= quality + 1e-7:
-            break
-        clusters, quality = found, reached
-    return _by_size(clusters)
-
-
-def _checked(connectivities: sparse.spmatrix) -> sparse.csr_matrix:
     if not sparse.issparse(connectivities) or connectivities.shape[0] != connectivities.shape[1]:
         raise DataError("The graph must be a sparse matrix with as many rows as columns: one of each per cell.")
     graph = sparse.csr_matrix(connectivities, dtype=np.float64, copy=True)
@@ -138,27 +140,22 @@ def _degree(graph: sparse.csr_matrix) -> np.ndarray:
     return np.asarray(graph.sum(axis=1)).ravel()
 
 
-def _one_pass(
-    graph: sparse.csr_matrix, start: np.ndarray, resolution: float, rng: np.random.Generator, refine: bool
-) -> np.ndarray:
+def _one_pass(graph: sparse.csr_matrix, start: np.ndarray, resolution: float, rng: np.random.Generator) -> np.ndarray:
     """Move cells, then groups of cells, then groups of groups, from the clusters `start` on."""
     place = np.arange(graph.shape[0])  # of every cell in the graph of the current level
     level, labels = graph, _compact(start)
     scale = resolution / graph.sum()
     while True:
-        mass, n = _degree(level), level.shape[0]
-        lists = (level.indptr, level.indices, level.data, mass)
-        labels = _compact(_move(*lists, labels, rng.permutation(n), scale))
-        parts = _compact(_refined(*lists, labels, rng.permutation(n), scale)) if refine else labels
-        n_parts = int(parts.max()) + 1
-        if n_parts == n:
-            return labels[place]
-        place = parts[place]
-        merge = sparse.csr_matrix((np.ones(n), parts, np.arange(n + 1)), shape=(n, n_parts))
-        level = (merge.T @ level @ merge).tocsr()
-        of_parts = np.empty(n_parts, dtype=labels.dtype)
-        of_parts[parts] = labels
-        labels = of_parts if refine else np.arange(n_parts)
+        n = level.shape[0]
+        labels = _compact(
+            _move(level.indptr, level.indices, level.data, _degree(level), labels, rng.permutation(n), scale)
+        )
+        n_groups = int(labels.max()) + 1
+        place = labels[place]
+        if n_groups == n:
+            return place
+        merge = sparse.csr_matrix((np.ones(n), labels, np.arange(n + 1)), shape=(n, n_groups))
+        level, labels = (merge.T @ level @ merge).tocsr(), np.arange(n_groups)
 
 
 def _compact(labels: np.ndarray) -> np.ndarray:
@@ -233,43 +230,3 @@ def _move(indptr, indices, weights, mass, labels, order, scale):  # pragma: no c
                 length += 1
                 waiting[u] = True
     return labels
-
-
-@njit(cache=True, nogil=True)
-def _refined(indptr, indices, weights, mass, labels, order, scale):  # pragma: no cover  (compiled)
-    """Split every community into well-connected parts: single nodes join parts, and only inside their community."""
-    n = len(mass)
-    parts, alone = np.arange(n), np.ones(n, np.bool_)
-    community, part, outward, link = np.zeros(n), mass.copy(), np.zeros(n), np.zeros(n)
-    for v in range(n):
-        community[labels[v]] += mass[v]
-        for e in range(indptr[v], indptr[v + 1]):
-            if indices[e] != v and labels[indices[e]] == labels[v]:
-                outward[v] += weights[e]  # of a part: weight to the rest of its community
-    seen = np.empty(n, np.int64)
-    for v in order:
-        whole = community[labels[v]]
-        if not alone[v] or outward[v] < scale * mass[v] * (whole - mass[v]):
-            continue
-        n_seen = 0
-        for e in range(indptr[v], indptr[v + 1]):
-            u = indices[e]
-            if u != v and labels[u] == labels[v]:
-                p = parts[u]
-                if link[p] == 0:
-                    seen[n_seen] = p
-                    n_seen += 1
-                link[p] += weights[e]
-        best, gain = v, _NOTHING
-        for s in range(n_seen):
-            p = seen[s]
-            found = link[p] - scale * mass[v] * part[p]
-            if found > gain and outward[p] >= scale * part[p] * (whole - part[p]):
-                best, gain = p, found
-        if best != v:
-            outward[best] += outward[v] - 2 * link[best]
-            part[best] += mass[v]
-            parts[v], alone[v], alone[best] = best, False, False
-        for s in range(n_seen):
-            link[seen[s]] = 0
-    return parts
