@@ -65,7 +65,7 @@ def lognormal(n: int, p: int, n_batches: int) -> tuple[sparse.csr_matrix, np.nda
     return matrix, batch
 
 
-def main(repeats: int = 3) -> None:
+def main(repeats: int = 1) -> None:
     rows, peer = [], version("scanpy")
     for n, p, n_batches in ((3000, 1500, 2), (3000, 1500, 5), (20_000, 2000, 5)):
         matrix, batch = lognormal(n, p, n_batches)

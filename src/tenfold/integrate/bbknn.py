@@ -33,7 +33,7 @@ class BBKNN(Method, Grapher):
     and only trimming cuts these edges. ``long_edges_`` counts them. With many batches the neighbours within a cell's
     own batch are few, and fine structure is lost. It gives no coordinates and no corrected expression.
 
-    **Cost**: about 20 seconds of processor time for 100,000 cells × 50 components in 10 batches; quadratic in cells up
+    **Cost**: a minute of processor time for 100,000 cells × 50 components in 10 batches; quadratic in cells up
     to 50,000 a batch.
 
     **Writes** ``obsp["bbknn_distances"]``, ``obsp["bbknn_connectivities"]``, and the entry by which Scanpy finds them:

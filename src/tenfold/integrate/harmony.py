@@ -38,7 +38,7 @@ class Harmony(Method, Embedder):
     coordinates only: test for differential expression on the counts. A cell type that has a close twin and occurs in
     one batch only loses some of its purity; the removed-type control of `compare` measures that.
 
-    **Cost**: about a second of processor time for 100,000 cells, linear in cells × components × clusters.
+    **Cost**: one or two seconds of processor time for 100,000 cells, linear in cells × components × clusters.
 
     **Writes** ``obsm["X_harmony"]``.
 
