@@ -4,6 +4,9 @@ from __future__ import annotations
 
 import importlib
 import json
+import signal
+import subprocess
+import sys
 from pathlib import Path
 
 import anndata
@@ -168,6 +171,17 @@ def test_ctrl_c_says_what_is_left_and_how_to_go_on(cells, tmp_path, monkeypatch)
     out = tmp_path / "out.h5ad"
     assert "nothing was written" in tenfold("run", "embed", "pca", cells, "-o", out, code=130)
     assert not out.exists()
+
+
+@pytest.mark.parametrize("kind", ["SIGINT", "SIGTERM"])
+def test_a_signal_ends_the_program_with_a_sentence(tmp_path, kind):
+    program = "import sys; sys.argv = ['tenfold', 'demo']; from tenfold.cli import main; main()"
+    demo = subprocess.Popen([sys.executable, "-c", program], cwd=tmp_path, text=True, stdout=-1, stderr=-1)
+    assert demo.stdout.readline().startswith("Real cells")
+    demo.send_signal(getattr(signal, kind))
+    _, told = demo.communicate(timeout=60)
+    assert demo.returncode == 130, told
+    assert "go on with: tenfold demo" in told and "Traceback" not in told
 
 
 def test_values_of_set():

@@ -6,6 +6,7 @@ Nothing heavy is imported before a command needs it, so that ``tenfold --help`` 
 from __future__ import annotations
 
 import re
+import signal
 import warnings
 from collections.abc import Callable
 from typing import Annotated, Any
@@ -123,6 +124,11 @@ app.command("report")(compare.report)
 app.command("doctor")(doctor.doctor)
 
 
+def _stop(*_: Any) -> None:
+    raise KeyboardInterrupt
+
+
 def main() -> None:
     """Entry point of the program."""
+    signal.signal(signal.SIGTERM, _stop)  # so that a scheduler's time limit ends the runs, too, and tells how to go on
     app(prog_name="tenfold")

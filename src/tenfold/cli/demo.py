@@ -40,8 +40,8 @@ def demo(
 
     # Networks this small train slower on several threads than on one, and many times slower on a busy machine.
     os.environ.setdefault("OMP_NUM_THREADS", "1")
-    console().print(_WHAT_IT_IS + "\n")
     with stoppable(f"Stopped. Runs that were done are kept in {out}; go on with: {this_command()}"):
+        console().print(_WHAT_IT_IS + "\n")
         result = compare(
             "integrate", pbmc(planted_batch=True), methods,
             batch="batch", labels="cell_type", out=out, seeds=seeds, resume=not overwrite, overwrite=overwrite,
