@@ -413,7 +413,7 @@ def test_weights_draw_the_cells_that_are_trained_on(data):
 
 
 def test_the_bar_is_silent_outside_a_terminal(data, capfd, monkeypatch):
-    from tenfold.engine import bar
+    from tenfold.data import bar
 
     monkeypatch.setattr(bar, "SHOW_AFTER", 0.0)
     fit(network(), data, Phase("p", 3, squared))
@@ -425,19 +425,19 @@ def test_the_bar_shows_phase_epoch_and_loss_in_a_terminal(monkeypatch):
 
     from rich.console import Console
 
-    from tenfold.engine import bar
+    from tenfold.data import bar
 
     screen = io.StringIO()
     monkeypatch.setattr(bar, "SHOW_AFTER", 0.0)
     monkeypatch.setattr(bar, "Console", lambda **_: Console(file=screen, force_terminal=True, width=120))
     shown = bar.Bar("scvi", 10, True)
-    shown.show(1, Progress("warm", 4), 12.5)
-    shown.show(5, Progress("warm", 4, epoch=1), 11.25)
+    shown.show(1, "warm epoch 1/4", "loss 12.5")
+    shown.show(5, "warm epoch 2/4", "loss 11.25")
     shown.close()
     for text in ("scvi", "warm", "epoch 2/4", "11.25"):
         assert text in screen.getvalue()
     screen.truncate(0)
     quiet = bar.Bar("scvi", 10, False)
-    quiet.show(1, Progress("warm", 4), 12.5)
+    quiet.show(1, "warm epoch 1/4", "loss 12.5")
     quiet.close()
     assert "scvi" not in screen.getvalue()

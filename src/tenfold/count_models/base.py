@@ -10,6 +10,7 @@ import numpy as np
 from tenfold.data import check
 from tenfold.data.covariates import Design
 from tenfold.data.inputs import Inputs
+from tenfold.data.streamed import cell_sums
 from tenfold.errors import ParameterError, closest
 from tenfold.method import Denoiser, Embedder, Generator, Method
 
@@ -47,8 +48,8 @@ class CountModelMethod(Method, Embedder, Denoiser, Generator):
 
     def _arrays(self, data: Inputs, blind: bool = False) -> dict[str, Any]:
         """Return what the network reads of each cell; a blind encoder needs counts only."""
-        counts = data.counts[:, check.gene_columns(data.adata, self.genes_)]
-        totals = np.asarray(counts.sum(axis=1, dtype=np.float64)).ravel()
+        counts = data.counts_of(check.gene_columns(data.adata, self.genes_))
+        totals = cell_sums(counts)
         if (totals == 0).any():
             warnings.warn(
                 f"{(totals == 0).sum():,} cells have no counts in the {len(self.genes_):,} modelled genes; what the "

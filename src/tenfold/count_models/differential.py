@@ -5,13 +5,15 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
-from scipy import sparse
 
+from tenfold.data.variable_genes import gene_moments
 from tenfold.errors import DataError, ParameterError
 
 if TYPE_CHECKING:
     import pandas as pd
+    from scipy import sparse
 
+    from tenfold.data.streamed import StreamedCounts
     from tenfold.nn.autoencoder import ConditionalVAE
 
 #: A gene with a smaller mean count in a group counts as not expressed there.
@@ -22,9 +24,10 @@ TINY = 1e-16
 
 
 def compare_groups(
-    net: ConditionalVAE, counts: sparse.csr_matrix, cells: dict[str, np.ndarray], first: np.ndarray, second: np.ndarray,
-    *, mode: Literal["vanilla", "change"] = "vanilla", delta: float = 0.25, pseudocount: float | None = None,
-    fdr: float = 0.05, n_samples: int = 5000, batch_correction: bool = False, seed: int = 0,
+    net: ConditionalVAE, counts: sparse.csr_matrix | StreamedCounts, cells: dict[str, np.ndarray], first: np.ndarray,
+    second: np.ndarray, *, mode: Literal["vanilla", "change"] = "vanilla", delta: float = 0.25,
+    pseudocount: float | None = None, fdr: float = 0.05, n_samples: int = 5000, batch_correction: bool = False,
+    seed: int = 0,
 ) -> pd.DataFrame:  # fmt: skip
     """Compare the normalised expression ρ of two groups of cells.
 
@@ -95,11 +98,13 @@ def compare_groups(
     drawn = [_draw(net, cells, rng.choice(np.flatnonzero(group), n_samples), codes, seed + i)
              for i, group in enumerate((first, second))]  # fmt: skip
     columns: dict[str, Any] = {}
-    for number, (group, scale) in enumerate(zip((first, second), drawn, strict=True), 1):
-        chosen = counts[group]
-        columns[f"scale{number}"] = scale.mean(axis=0)
-        columns[f"raw_mean{number}"] = np.asarray(chosen.mean(axis=0)).ravel()
-        columns[f"nonzero{number}"] = chosen.getnnz(axis=0) / chosen.shape[0]
+    groups = np.where(first, 0, np.where(second, 1, -1))
+    sizes = np.bincount(groups[groups >= 0])[:, None]
+    total, seen = (gene_moments(counts, groups, np.full((2, counts.shape[1]), most))[0] for most in (np.inf, 1.0))
+    for number, scale in enumerate(drawn):
+        columns[f"scale{number + 1}"] = scale.mean(axis=0)
+        columns[f"raw_mean{number + 1}"] = (total / sizes)[number]
+        columns[f"nonzero{number + 1}"] = (seen / sizes)[number]
     if mode == "vanilla":
         probability = (drawn[0] > drawn[1]).mean(axis=0)
         order = -np.abs(probability - 0.5)

@@ -41,11 +41,15 @@ def counts_of(adata: AnnData, layer: str | None = None) -> sparse.csr_matrix:
         A cell is empty.
     """
     where = "X" if layer is None else f"layer '{layer}'"
-    alternatives = {} if layer is None or adata.X is None else {"X": adata.X}
-    alternatives |= {f"layer '{name}'": adata.layers[name] for name in adata.layers if name != layer}
-    if adata.raw is not None:
-        alternatives["raw"] = adata.raw.X
-    return check_counts(counts_layer(adata, layer), where, alternatives, adata.obs_names, adata.var_names)
+    others = alternatives(adata, layer)
+    return check_counts(counts_layer(adata, layer), where, others, adata.obs_names, adata.var_names)
+
+
+def alternatives(adata: AnnData, layer: str | None) -> dict[str, Any]:
+    """Return the other matrices of an AnnData that may hold its counts, by the names that messages give them."""
+    others = {} if layer is None or adata.X is None else {"X": adata.X}
+    others |= {f"layer '{name}'": adata.layers[name] for name in adata.layers if name != layer}
+    return others if adata.raw is None else {**others, "raw": adata.raw.X}
 
 
 def counts_layer(adata: AnnData, layer: str | None = None) -> sparse.csr_matrix:
@@ -69,6 +73,11 @@ def counts_layer(adata: AnnData, layer: str | None = None) -> sparse.csr_matrix:
     DataError
         The matrix does not hold numbers.
     """
+    return in_memory(stored_layer(adata, layer))
+
+
+def stored_layer(adata: AnnData, layer: str | None = None) -> Any:
+    """Return ``X`` or a layer as it is kept, which may be on disk; raises KeyMissingError as `counts_layer` does."""
     if layer is not None and layer not in adata.layers:
         names = list(adata.layers)
         have = f"It has {', '.join(map(repr, names))}." if names else "It has no layers; leave layer= out to use X."
@@ -77,7 +86,7 @@ def counts_layer(adata: AnnData, layer: str | None = None) -> sparse.csr_matrix:
     if matrix is None:
         layers = ", ".join(map(repr, adata.layers)) or "none"
         raise KeyMissingError(f"X is empty. Name the layer that holds the counts with layer= (layers: {layers}).")
-    return in_memory(matrix)
+    return matrix
 
 
 def in_memory(matrix: Any) -> sparse.csr_matrix:
@@ -133,11 +142,18 @@ def check_counts(
     UserWarning
         Genes that are zero in every cell.
     """
-    csr = _canonical(in_memory(matrix))
+    csr = canonical(in_memory(matrix))
     if 0 in csr.shape:
         size = f"{csr.shape[0]:,} cells and {csr.shape[1]:,} genes"
         raise DataError(f"{where} has {size}; at least one of each is needed.")
-    _refuse_impossible(csr, where, alternatives or {}, cell_names, gene_names)
+    refuse_impossible(csr, where, alternatives or {}, cell_names, gene_names)
+    refuse_empty(csr, where, cell_names)
+    warn_of_silent_genes(np.bincount(csr.indices, minlength=csr.shape[1]) > 0, where)
+    return csr.astype(np.float32, copy=False)
+
+
+def refuse_empty(csr: sparse.csr_matrix, where: str, cell_names: Any) -> None:
+    """Raise DataError if a cell has no counts."""
     empty = np.flatnonzero(np.diff(csr.indptr) == 0)
     if len(empty):
         raise DataError(
@@ -145,14 +161,17 @@ def check_counts(
             f"(e.g. {_name(empty[0], cell_names, 'cell')}). "
             "Remove empty cells first: sc.pp.filter_cells(adata, min_counts=1)."
         )
-    silent = csr.shape[1] - np.count_nonzero(np.bincount(csr.indices, minlength=csr.shape[1]))
+
+
+def warn_of_silent_genes(seen: np.ndarray, where: str) -> None:
+    """Warn of genes that no cell has counts of; `seen` is a mask of those that are."""
+    silent = np.count_nonzero(~seen)
     if silent:
         warnings.warn(
-            f"{silent:,} of {csr.shape[1]:,} genes have no counts in any cell of {where}; they carry no information. "
+            f"{silent:,} of {len(seen):,} genes have no counts in any cell of {where}; they carry no information. "
             "sc.pp.filter_genes(adata, min_counts=1) removes them.",
-            stacklevel=2,
+            stacklevel=3,
         )
-    return csr.astype(np.float32, copy=False)
 
 
 def looks_like_counts(matrix: Any, n_rows: int = 200) -> bool:
@@ -163,7 +182,7 @@ def looks_like_counts(matrix: Any, n_rows: int = 200) -> bool:
     return bool(len(values) and values.min() >= 0 and 1 < values.max() <= LARGEST_COUNT and _whole(values).all())
 
 
-def _canonical(csr: sparse.csr_matrix) -> sparse.csr_matrix:
+def canonical(csr: sparse.csr_matrix) -> sparse.csr_matrix:
     """Sort, sum duplicates and drop stored zeros, in a copy where any of that is needed."""
     if not (csr.has_canonical_format and csr.data.all()):
         csr = csr.copy()
@@ -176,7 +195,7 @@ def _whole(values: np.ndarray) -> np.ndarray:
     return np.ones(values.shape, bool) if values.dtype.kind in "biu" else np.rint(values) == values
 
 
-def _refuse_impossible(
+def refuse_impossible(
     csr: sparse.csr_matrix, where: str, alternatives: Mapping[str, Any], cell_names: Any, gene_names: Any
 ) -> None:
     """Raise NotCountsError with one sentence on each kind of entry that no count can be."""

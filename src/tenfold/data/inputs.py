@@ -10,7 +10,8 @@ import numpy as np
 from anndata import AnnData
 from scipy import sparse
 
-from tenfold.data import check, preprocess
+from tenfold.data import check, preprocess, streamed
+from tenfold.data.counts import stored_layer
 from tenfold.errors import DataError, RoleError
 from tenfold.types import Codes, RunOptions
 
@@ -86,8 +87,23 @@ class Inputs:
 
     @cached_property
     def counts(self) -> sparse.csr_matrix:
-        """Raw counts of all genes: CSR, float32, whole numbers, no empty cell."""
+        """Raw counts of all genes in memory: CSR, float32, whole numbers, no empty cell."""
+        if not self.adata.is_view:
+            streamed.refuse_to_load(stored_layer(self.adata, self.roles.get("layer")))
         return check.counts_of(self.adata, self.roles.get("layer"))
+
+    @cached_property
+    def counts_on_disk(self) -> streamed.StreamedCounts | None:
+        """Raw counts of all genes, checked like `counts`, where they are in a file and too large to load; else None."""
+        layer = self.roles.get("layer")
+        if self.adata.is_view or not streamed.stays_on_disk(stored_layer(self.adata, layer)):
+            return None
+        return streamed.open_counts(self.adata, layer, self.run.progress)
+
+    def counts_of(self, columns: np.ndarray) -> sparse.csr_matrix | streamed.StreamedCounts:
+        """Return the raw counts of some genes: in memory, or on disk where they are too large to load."""
+        found = self.counts_on_disk
+        return self.counts[:, columns] if found is None else found.select(columns)
 
     @cached_property
     def lognorm(self) -> sparse.csr_matrix:
@@ -136,7 +152,8 @@ class Inputs:
         """
         if n_top_genes is None or n_top_genes >= self.n_genes:
             return np.arange(self.n_genes)
-        return preprocess.highly_variable_genes(self.counts, n_top_genes, self.batch)
+        found = self.counts_on_disk
+        return preprocess.highly_variable_genes(self.counts if found is None else found, n_top_genes, self.batch)
 
     def pca(self, n_components: int, n_top_genes: int | None, seed: int = 0) -> preprocess.PCAResult:
         """Return the PCA of log-normalised variable genes."""

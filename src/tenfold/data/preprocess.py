@@ -9,11 +9,9 @@ import numpy as np
 from scipy import linalg, sparse
 from scipy.sparse.linalg import LinearOperator, eigsh
 
+from tenfold.data.variable_genes import highly_variable_genes as highly_variable_genes
 from tenfold.errors import DataError
-from tenfold.types import Codes
 
-# Below this many cells a batch's own gene variances are mostly noise, and the loess fit is often singular.
-FEWEST_CELLS_TO_RANK = 20
 # A covariance of this size (in genes or cells) is decomposed densely; beyond it Lanczos iterations are faster.
 LARGEST_DENSE = 4000
 BLOCK = 2048
@@ -65,58 +63,6 @@ def normalize_log1p(counts: sparse.csr_matrix, target_sum: float = 1e4) -> spars
     values *= np.repeat(scale, np.diff(counts.indptr))
     np.log1p(values, out=values)
     return sparse.csr_matrix((values, counts.indices, counts.indptr), shape=counts.shape)
-
-
-def highly_variable_genes(counts: sparse.csr_matrix, n_top_genes: int, batch: Codes | None = None) -> np.ndarray:
-    """Choose the genes whose counts vary more than their mean explains, batch by batch.
-
-    In each batch the variance of clipped, standardised counts is taken, with the standard deviation expected from
-    a loess fit of log variance on log mean (span 0.3, degree 2). Genes are ordered by the number of batches in
-    which they are among the first `n_top_genes`, then by their median rank there: the ranking of Seurat v3, and of
-    ``scanpy.pp.highly_variable_genes(flavor="seurat_v3_paper")``, to which it is equal.
-
-    Batches of fewer than 20 cells do not take part, unless all are that small: then cells are ranked together.
-    Where the loess fit is singular (few distinct means), a quadratic takes its place.
-
-    Parameters
-    ----------
-    counts
-        Raw counts, cells × genes, CSR.
-    n_top_genes
-        How many genes to choose; all are returned if there are no more.
-    batch
-        Batch of each cell; ``None`` for a single one.
-
-    Returns
-    -------
-    Sorted columns, shape (min(n_top_genes, n_genes),), int64.
-
-    References
-    ----------
-    Stuart et al. (2019), doi 10.1016/j.cell.2019.05.031.
-    """
-    n_cells, n_genes = counts.shape
-    if n_top_genes >= n_genes:
-        return np.arange(n_genes)
-    codes = np.zeros(n_cells, dtype=np.int32) if batch is None else batch.values
-    sizes = np.bincount(codes)
-    levels = np.flatnonzero(sizes >= FEWEST_CELLS_TO_RANK)
-    if not len(levels):
-        codes, levels = np.zeros(n_cells, dtype=np.int32), np.array([0])
-    spread = np.stack([
-        _standardized_variance(counts if sizes[level] == n_cells or len(sizes) == 1 else counts[codes == level])
-        for level in levels
-    ])  # fmt: skip
-    ranks = np.empty(spread.shape)
-    order = np.argsort(-spread, axis=1, kind="stable")
-    np.put_along_axis(ranks, order, np.arange(n_genes, dtype=float)[None, :], axis=1)
-    chosen = ranks < n_top_genes
-    ranks[~chosen] = np.nan
-    median = np.full(n_genes, np.inf)
-    seen = chosen.any(axis=0)
-    median[seen] = np.nanmedian(ranks[:, seen], axis=0)
-    best = np.lexsort((median, -chosen.sum(axis=0)))[:n_top_genes]
-    return np.sort(best).astype(np.int64)
 
 
 def pca(lognorm: sparse.csr_matrix, n_components: int, seed: int = 0) -> PCAResult:
@@ -236,43 +182,3 @@ def _leading_eigenvectors(
     values, vectors = eigsh(operator, k=n_components, v0=start)
     order = np.argsort(values)[::-1]
     return values[order], vectors[:, order]
-
-
-def _standardized_variance(counts: sparse.csr_matrix) -> np.ndarray:
-    """Variance of each gene's standardised, clipped counts; zero for constant genes."""
-    n_cells, n_genes = counts.shape
-    values = counts.data.astype(np.float64)
-    mean = np.bincount(counts.indices, weights=values, minlength=n_genes) / n_cells
-    squares = np.bincount(counts.indices, weights=values**2, minlength=n_genes) / n_cells
-    variance = (squares - mean**2) * n_cells / max(n_cells - 1, 1)
-    varying = variance > 0
-    result = np.zeros(n_genes)
-    if not varying.any():
-        return result
-    deviation = np.ones(n_genes)
-    deviation[varying] = np.sqrt(10 ** _trend(np.log10(mean[varying]), np.log10(variance[varying])))
-    highest = deviation * np.sqrt(n_cells) + mean
-    values = np.minimum(values, highest[counts.indices])
-    total = np.bincount(counts.indices, weights=values, minlength=n_genes)
-    squares = np.bincount(counts.indices, weights=values**2, minlength=n_genes)
-    centred = n_cells * mean**2 + squares - 2 * total * mean
-    result[varying] = (centred / ((n_cells - 1) * deviation**2))[varying]
-    return result
-
-
-def _trend(log_mean: np.ndarray, log_variance: np.ndarray) -> np.ndarray:
-    """Fit log variance on log mean by loess, or by a polynomial where loess breaks down."""
-    from skmisc.loess import loess
-
-    try:
-        model = loess(log_mean, log_variance, span=0.3, degree=2)
-        model.fit()
-        fitted = np.asarray(model.outputs.fitted_values)
-        if np.isfinite(fitted).all() and np.abs(fitted - log_variance).max() < 10:
-            return fitted
-    except ValueError:  # "svddc failed", "Extrapolation not allowed with blending": too few distinct means
-        pass
-    degree = min(2, len(np.unique(log_mean)) - 1)
-    centre = log_mean.mean()
-    design = np.vander(log_mean - centre, degree + 1)
-    return design @ np.linalg.lstsq(design, log_variance, rcond=None)[0]

@@ -19,6 +19,7 @@ from torch.nn import Module
 
 from tenfold import __version__
 from tenfold.data.store import read_file, write_file
+from tenfold.data.streamed import StreamedCounts
 from tenfold.engine.phases import Phase
 from tenfold.errors import ParameterError
 
@@ -93,6 +94,8 @@ def fingerprint_of(net: Module, phases: list[Phase], data: dict[str, Any]) -> di
 
 def _checksum(value: Any) -> str:
     """Return the shape, type and a checksum of an entry of the data; large ones are sampled evenly."""
+    if isinstance(value, StreamedCounts):
+        return f"{value.shape} on disk #{value.checksum:08x}"
     parts = [value.data, value.indices, value.indptr] if sparse.issparse(value) else [np.asarray(value)]
     checksum = 0
     for part in parts:

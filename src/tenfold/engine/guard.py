@@ -10,6 +10,7 @@ from lightning_fabric import Fabric
 from scipy import sparse
 from torch.nn import Module
 
+from tenfold.data.streamed import StreamedCounts
 from tenfold.errors import TrainingError
 
 #: Steps between two looks at losses on a GPU: each look makes the processor wait for the device.
@@ -98,6 +99,8 @@ def _cause(data: dict[str, Any], weights: list[str], rates: list[float]) -> str:
     now = " and ".join(f"{rate:g}" for rate in dict.fromkeys(rates))
     lower = f"lower the learning rate (now {now}) or clip gradients"
     for key, value in data.items():
+        if isinstance(value, StreamedCounts):  # each count was checked before training
+            continue
         values = torch.as_tensor(value.data if sparse.issparse(value) else value)
         if values.numel() == 0:
             continue

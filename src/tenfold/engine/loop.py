@@ -10,7 +10,7 @@ import numpy as np
 import torch
 from torch.nn import Module
 
-from tenfold.engine.bar import Bar
+from tenfold.data.bar import Bar
 from tenfold.engine.checkpoint import Checkpoint, fingerprint_of, noted_interruption
 from tenfold.engine.devices import find_device, make_fabric, random_state, seeded, set_random_state, share_weights
 from tenfold.engine.guard import NotFiniteError, TermMeans, breakdown, broken_weights
@@ -280,7 +280,9 @@ class _Training:
     def _pause(self, saving: bool = False) -> None:
         """Show progress, save if it is time or asked for, and stop if Ctrl-C was pressed."""
         earlier = sum(phase.epochs for phase in self.phases[: self.number]) * len(self.train)
-        self.bar.show(earlier + self.progress.step, self.progress, self.terms.latest)
+        at = self.progress
+        where = f"{at.phase} epoch {at.epoch + 1}/{at.epochs}"
+        self.bar.show(earlier + at.step, where, f"loss {self.terms.latest:.5g} ·")
         self.history.seconds = time.perf_counter() - self._started
         self._next_look = time.perf_counter() + LOOK_SECONDS
         if not self.fabric.is_global_zero:

@@ -1,9 +1,10 @@
-"""Minibatches from memory, sparse where the data are, in an order that depends on seed and epoch only."""
+"""Minibatches from memory or disk, sparse where the data are, in an order that depends on seed and epoch only."""
 
 from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterator
+from itertools import pairwise
 from typing import Any
 
 import numpy as np
@@ -11,6 +12,8 @@ import torch
 from scipy import sparse
 from torch.nn import Module
 
+from tenfold.data.blocks import buffer_rows, dealt, follow, in_order
+from tenfold.data.streamed import StreamedCounts
 from tenfold.engine.devices import find_device, seeded
 from tenfold.engine.phases import Batch
 from tenfold.errors import DataError, ParameterError
@@ -38,12 +41,13 @@ def split(n_cells: int, train_fraction: float, seed: int) -> tuple[np.ndarray, n
 
 
 class Minibatches:
-    """Minibatches of cells held in memory.
+    """Minibatches of cells.
 
     Parameters
     ----------
     data
-        Arrays, tensors or CSR matrices with one row a cell. Floats become float32, integers int64; CSR stays sparse.
+        Arrays, tensors, CSR matrices or counts on disk (`StreamedCounts`), with one row a cell. Floats become float32,
+        integers int64; CSR stays sparse. With counts on disk, cells are visited in the order of `tenfold.data.blocks`.
     batch_size
         Cells in a batch; ``None`` for all at once. A last batch of one or two joins the one before.
     index
@@ -89,6 +93,7 @@ class Minibatches:
         if batch_size is not None and batch_size < 1:
             raise ParameterError(f"batch_size is {batch_size}; it must be at least 1.")
         self.data = {name: _prepared(value) for name, value in data.items()}
+        self._streamed = {name: value for name, value in self.data.items() if isinstance(value, StreamedCounts)}
         self.shuffle, self.seed = shuffle, seed
         self.device = torch.device(device)
         self._share = None if weights is None else _shares(np.asarray(weights, dtype=np.float64), n_cells, self.index)
@@ -108,16 +113,33 @@ class Minibatches:
 
     def epoch(self, number: int = 0, start: int = 0) -> Iterator[Batch]:
         """Iterate over the batches of an epoch, from batch `start` on."""
+        if self._streamed:
+            yield from self._from_disk(number, start)
+            return
         order = self.order(number)
-        for first, last in zip(self._edges[start:-1], self._edges[start + 1 :], strict=True):
+        for first, last in pairwise(self._edges[start:]):
             yield self.take(order[first:last][self._process :: self._processes])
 
+    def _from_disk(self, number: int, start: int) -> Iterator[Batch]:
+        rows = self.order(number)
+        capacity = min(buffer_rows(counts) for counts in self._streamed.values())
+        if self.shuffle or self._share is not None:
+            # Each process reads its own blocks, and is given its share of every minibatch from them.
+            order, cuts = dealt(rows, capacity, self.seed, number, (self._process, self._processes))
+        else:
+            order, cuts = rows, in_order(rows, capacity)
+        edges = [round(edge * len(order) / len(rows)) for edge in self._edges[start:]]
+        readers = [follow(counts, order, cuts, edges) for counts in self._streamed.values()]
+        for (first, last), *parts in zip(pairwise(edges), *readers, strict=True):
+            yield self.take(order[first:last], dict(zip(self._streamed, parts, strict=True)))
+
     def order(self, number: int) -> np.ndarray:
-        """Return the rows of epoch `number` in the order they are visited."""
+        """Return the rows of epoch `number` in the order they are visited; of data on disk, ascending."""
         generator = np.random.default_rng([self.seed, 2, number])
         if self._share is not None:
-            return generator.choice(self.index, size=len(self.index), p=self._share)
-        return generator.permutation(self.index) if self.shuffle else self.index
+            chosen = generator.choice(self.index, size=len(self.index), p=self._share)
+            return np.sort(chosen) if self._streamed else chosen
+        return generator.permutation(self.index) if self.shuffle and not self._streamed else self.index
 
     def replace(self, name: str, value: Any) -> None:
         """Set an entry of the data, new or not; DataError if it does not have one row a cell."""
@@ -126,18 +148,22 @@ class Minibatches:
             raise DataError(f"Entry '{name}' has {value.shape[0]} rows, but there are {n_cells} cells.")
         self.data[name] = _prepared(value)
 
-    def take(self, rows: np.ndarray) -> Batch:
-        """Return the batch that holds these rows of the data."""
+    def take(self, rows: np.ndarray, found: Batch | None = None) -> Batch:
+        """Return the batch that holds these rows of the data; `found` holds what was read of them from disk."""
         index = torch.from_numpy(rows)
-        batch: Batch = {"index": index}
+        batch: Batch = {"index": index, **(found or {})}
         for name, value in self.data.items():
+            if name in self._streamed:
+                continue
             batch[name] = value.index_select(0, index) if isinstance(value, torch.Tensor) else take_rows(value, rows)
         if self.device.type != "cpu":
             batch = {name: value.to(self.device) for name, value in batch.items()}
         return batch
 
 
-def _prepared(value: Any) -> torch.Tensor | sparse.csr_matrix:
+def _prepared(value: Any) -> torch.Tensor | sparse.csr_matrix | StreamedCounts:
+    if isinstance(value, StreamedCounts):
+        return value
     if sparse.issparse(value):
         return value.tocsr().astype(np.float32, copy=False)
     tensor = torch.as_tensor(value)

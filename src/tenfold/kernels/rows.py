@@ -112,6 +112,16 @@ def all_rows(matrix: sparse.csr_matrix) -> SparseRows:
     return take_rows(matrix, np.arange(matrix.shape[0]))
 
 
+def joined(parts: list[SparseRows]) -> SparseRows:
+    """Return all rows of several pieces of the same width, one piece after another."""
+    if len(parts) == 1:
+        return parts[0]
+    lengths = torch.cat([part.indptr.diff() for part in parts])
+    indptr = torch.cat([lengths.new_zeros(1), lengths.cumsum(0)])
+    indices, values = (torch.cat([getattr(part, name) for part in parts]) for name in ("indices", "values"))
+    return SparseRows(indptr, indices, values, parts[0].n_columns)
+
+
 @numba.njit(cache=True, nogil=True)
 def _gather(indptr, indices, values, index):  # pragma: no cover  (compiled)
     b = index.shape[0]

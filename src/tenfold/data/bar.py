@@ -1,4 +1,4 @@
-"""The progress bar of a training."""
+"""A progress bar, for passes over large data and for training."""
 
 from __future__ import annotations
 
@@ -8,14 +8,12 @@ from rich.console import Console
 from rich.errors import LiveError
 from rich.progress import BarColumn, Progress, TaskProgressColumn, TextColumn, TimeRemainingColumn
 
-from tenfold.engine import phases
-
 #: Shorter work shows no bar.
 SHOW_AFTER = 1.0
 
 
 class Bar:
-    """Rich bar with phase, epoch, loss and remaining time, over `total` minibatches if no phase stops early.
+    """Rich bar with remaining time over `total` pieces of work, fewer if it ends early.
 
     It is silent where not `wanted`, for short work and outside a terminal.
     """
@@ -27,21 +25,20 @@ class Bar:
         self._started = time.perf_counter()
         self._bar: Progress | None = None
 
-    def show(self, done: int, at: phases.Progress, loss: float) -> None:
-        """Bring the bar to `done` minibatches, drawing it once the work has proved long."""
+    def show(self, done: int, now: str = "", result: str = "") -> None:
+        """Bring the bar to `done`, drawing it once the work has proved long; words for where it is and what it got."""
         if self._wanted and self._bar is None and time.perf_counter() - self._started > SHOW_AFTER:
             self._open()
         if self._bar is not None:
-            epoch = f"{at.epoch + 1}/{at.epochs}"
-            self._bar.update(self._task, completed=done, phase=at.phase, epoch=epoch, loss=f"{loss:.5g}")
+            self._bar.update(self._task, completed=done, now=now, result=result)
 
     def _open(self) -> None:
         columns = (
-            TextColumn("{task.description} {task.fields[phase]}"), BarColumn(), TaskProgressColumn(),
-            TextColumn("epoch {task.fields[epoch]} · loss {task.fields[loss]} ·"), TimeRemainingColumn(),
+            TextColumn("{task.description} {task.fields[now]}"), BarColumn(), TaskProgressColumn(),
+            TextColumn("{task.fields[result]}"), TimeRemainingColumn(),
         )  # fmt: skip
         bar = Progress(*columns, console=self._console, transient=True, refresh_per_second=4)
-        self._task = bar.add_task(self.name, total=self.total, phase="", epoch="", loss="")
+        self._task = bar.add_task(self.name, total=self.total, now="", result="")
         try:
             bar.start()
             self._bar = bar
