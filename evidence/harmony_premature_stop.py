@@ -1,4 +1,7 @@
-"""The reference's stopping rule can end after one iteration with the batches unmixed; the guarded rule does not."""
+"""The reference's stopping rule can end after one iteration with the batches unmixed; the guarded rule does not.
+
+The rule was chosen on other seeds of such simulations; these seeds were not looked at before.
+"""
 
 from __future__ import annotations
 
@@ -38,7 +41,7 @@ def main() -> None:
     warnings.simplefilter("ignore")
     rows, reference = [], version("harmonypy")
     claim = "the guarded stop mixes batches where the reference stops after one iteration"
-    for seed in range(3):
+    for seed in range(10, 15):
         x, batch, types = blurred(seed)
         digest, name = sha256(x), f"5,000 simulated cells of blurred types, strong effect, seed {seed}"
         theirs = run_apart(CODE, {"x": x, "batch": batch}, SETUP)
@@ -51,17 +54,16 @@ def main() -> None:
                    "outer iterations", ours.n_iter_, reference=reference, reference_value=theirs["n"], tolerance=0,
                    passed=ours.n_iter_ == theirs["n"])
         )  # fmt: skip
-        announced = guarded.separation_[-1] > 0.5
         rows.append(
             record("harmony", "check", claim, name, digest, "share of neighbours in the other batch (ideal 0.5)",
-                   after[0], reference=reference, reference_value=before[0], passed=after[0] > 0.3 or announced)
+                   after[0], reference=reference, reference_value=before[0], passed=after[0] > 0.3)
         )  # fmt: skip
         rows.append(
             record("harmony", "check", "mixing does not cost types", name, digest, "share of neighbours of the same "
                    "type; beside it, before integration", after[1], reference="uncorrected coordinates",
                    reference_value=start[1], tolerance=0.02, passed=after[1] > start[1] - 0.02)
         )  # fmt: skip
-        print(f"   {guarded.n_iter_} iterations, separation {guarded.separation_[-1]:.2f}, announced: {announced}")
+        print(f"   {guarded.n_iter_} iterations, separation {guarded.separation_[-1]:.2f}")
     write(rows)
 
 
