@@ -17,7 +17,7 @@ _POLL_SECONDS = 0.1
 
 @dataclass(frozen=True)
 class Outcome:
-    """How a process ended: status ``"ok"``, ``"timeout"``, ``"out of memory"`` or ``"crash"``, and why in words."""
+    """How a process ended (``"ok"``, ``"timeout"``, ``"out of memory"``, ``"crash"`` or ``"called off"``) and why."""
 
     status: str
     message: str = ""
@@ -29,9 +29,9 @@ def default_memory_limit() -> float:
 
 
 def run_job(
-    job: Path, log: Path, *, timeout: float | None, memory_mb: float, on_stage: Callable[[str], None]
+    job: Path, log: Path, *, timeout: float | None, memory_mb: float | None, on_stage: Callable[[str], None]
 ) -> Outcome:
-    """Run the worker on a job file and wait for it.
+    """Run the worker on a job file and wait for it. Removing the job file calls the run off.
 
     Parameters
     ----------
@@ -42,10 +42,11 @@ def run_job(
     timeout
         Seconds after which the worker is ended; None for no limit.
     memory_mb
-        Resident memory (with its children) above which the worker is ended, in MiB.
+        Resident memory (with its children) above which the worker is ended, in MiB; None for 80 % of what is free.
     on_stage
         Called with each stage that the worker announces.
     """
+    memory_mb = default_memory_limit() if memory_mb is None else memory_mb
     with log.open("wb") as errors:
         process = subprocess.Popen(
             [sys.executable, "-m", "tenfold.compare.worker", str(job)],
@@ -54,7 +55,7 @@ def run_job(
         reader = threading.Thread(target=_announce, args=(process, on_stage), daemon=True)
         reader.start()
         try:
-            outcome = _watch(process, timeout, memory_mb)
+            outcome = _watch(process, job, timeout, memory_mb)
         finally:
             end(process)
         reader.join(timeout=5)
@@ -68,7 +69,7 @@ def _announce(process: subprocess.Popen, on_stage: Callable[[str], None]) -> Non
             on_stage(line.removeprefix("stage: ").strip())
 
 
-def _watch(process: subprocess.Popen, timeout: float | None, memory_mb: float) -> Outcome:
+def _watch(process: subprocess.Popen, job: Path, timeout: float | None, memory_mb: float) -> Outcome:
     started = time.monotonic()
     while process.poll() is None:
         if timeout is not None and time.monotonic() - started > timeout:
@@ -76,6 +77,8 @@ def _watch(process: subprocess.Popen, timeout: float | None, memory_mb: float) -
         used = resident_mb(process.pid)
         if used > memory_mb:
             return Outcome("out of memory", f"Ended at {used:.0f} MiB, above the limit of {memory_mb:.0f} MiB.")
+        if not job.exists():
+            return Outcome("called off", "The comparison was ended.")
         time.sleep(_POLL_SECONDS)
     if process.returncode == 0:
         return Outcome("ok")

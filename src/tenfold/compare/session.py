@@ -8,7 +8,6 @@ import platform
 import shutil
 from collections.abc import Iterable, Sequence
 from contextlib import contextmanager
-from dataclasses import asdict
 from datetime import UTC, datetime
 from importlib.metadata import version
 from pathlib import Path
@@ -19,11 +18,12 @@ import psutil
 from anndata import AnnData
 
 from tenfold import __version__, catalog
-from tenfold.compare.files import write_json, write_tensors
-from tenfold.compare.jobs import Outcome, default_memory_limit, run_job
+from tenfold.compare.cluster import run_all_on
+from tenfold.compare.files import write_tensors
 from tenfold.compare.results import Comparison, collect
+from tenfold.compare.runs import Limits, run_all
 from tenfold.compare.tasks import compared_task
-from tenfold.compare.worker import Job, empty_record
+from tenfold.compare.worker import Job
 from tenfold.data.inputs import Inputs
 from tenfold.data.writing import write_h5ad
 from tenfold.errors import DataError, ParameterError, RoleError, closest
@@ -49,6 +49,7 @@ def compare(
     controls: bool = True,
     resume: bool = False,
     overwrite: bool = False,
+    scheduler: str | None = None,
     name: str = "AnnData in memory",
     console: Console | None = None,
     **roles: str,
@@ -79,6 +80,9 @@ def compare(
         Continue a comparison of the same data in `out`; runs that are done are kept.
     overwrite
         Replace an earlier comparison in `out`.
+    scheduler
+        Address of a Dask scheduler on whose workers to run, instead of one run after the other here; `out` must be on
+        a file system that the workers share. Start workers with one thread each, or runs disturb each other's times.
     name
         How the report calls the data.
     console
@@ -95,6 +99,8 @@ def compare(
     DataError, ParameterError, RoleError
         Before any run starts, where the data, a name or a role cannot be used. A method that fails while running is a
         row of the result, not an error.
+    MissingExtraError, ResourceError
+        With `scheduler`: Dask is not installed, or the cluster cannot be used as it is.
     """
     judge = compared_task(task)
     roles = _checked_roles(judge, roles)
@@ -102,7 +108,7 @@ def compare(
     prepared = _prepared(adata, judge, roles)
     kept_roles = {role: key for role, key in roles.items() if role != "layer"}
     head = _head(task, name, prepared, kept_roles, roles, plan)
-    directory = _open_directory(Path(out), head["fingerprint"], resume, overwrite)
+    directory = _open_directory(Path(out).resolve(), head["fingerprint"], resume, overwrite)
     work = directory / ".work"
     work.mkdir(exist_ok=True)
     try:
@@ -113,9 +119,12 @@ def compare(
             tell("is there anything to correct?", 0)
             assessment = _assessed(judge, prepared, kept_roles)
             tell("assessed", 1)
-            limits = {"timeout": timeout, "memory_mb": memory_gb * 1024 if memory_gb else default_memory_limit()}
-            for job in _jobs(task, plan, params or {}, kept_roles, directory, head["fingerprint"], controls):
-                _run_one(job, work, limits, tell)
+            limits = Limits(timeout, memory_gb * 1024 if memory_gb else None)
+            jobs = _jobs(task, plan, params or {}, kept_roles, directory, head["fingerprint"], controls)
+            if scheduler is None:
+                run_all(jobs, work, limits, tell)
+            else:
+                run_all_on(scheduler, jobs, work, limits, tell)
             return collect(directory, head, assessment)
     finally:
         shutil.rmtree(work, ignore_errors=True)
@@ -285,44 +294,6 @@ def _jobs(
                 fingerprint=f"{fingerprint}-{json.dumps(values, sort_keys=True)}-{with_controls}",
                 controls=with_controls,
             )  # fmt: skip
-
-
-def _run_one(job: Job, work: Path, limits: dict[str, Any], tell: Any) -> None:
-    """Run a job unless its result is there; a process that dies leaves a record, too."""
-    result = Path(job.result)
-    label = f"{job.method}, seed {job.seed}"
-    before = _stored(result)
-    if before and before.get("complete") and before["fingerprint"] == job.fingerprint and before["status"] == "ok":
-        tell(f"{label}: done before", 1)
-        return
-    result.unlink(missing_ok=True)
-    job_file, log = work / f"{job.method}-{job.seed}.job", work / f"{job.method}-{job.seed}.log"
-    write_json(job_file, asdict(job))
-    tell(f"{label}: starting", 0)
-    outcome = run_job(job_file, log, on_stage=lambda stage: tell(f"{label}: {stage}", 0), **limits)
-    if outcome.status != "ok":
-        _record_death(job, outcome, log)
-    tell(label, 1)
-
-
-def _record_death(job: Job, outcome: Outcome, log: Path) -> None:
-    """Write the record of a process that was killed; scores that it had stored are kept."""
-    record = _stored(Path(job.result)) or empty_record(job)
-    if record.get("complete") is False:
-        unrun = {"name": "controls", "title": "Controls", "verdict": "not run", "numbers": {},
-                 "sentence": outcome.message, "rule": "Controls share the run's time and memory limits."}  # fmt: skip
-        record["controls"].append(unrun)
-    else:
-        lines = log.read_text(errors="replace").strip().splitlines()
-        record.update(status=outcome.status, message=outcome.message, log=lines[-20:])
-    write_json(Path(job.result), {**record, "complete": True})
-
-
-def _stored(path: Path) -> dict[str, Any] | None:
-    try:
-        return json.loads(path.read_text())
-    except (OSError, ValueError):
-        return None
 
 
 @contextmanager

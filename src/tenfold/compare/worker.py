@@ -7,7 +7,10 @@ scores. Whatever goes wrong inside becomes the run's status, not a traceback.
 from __future__ import annotations
 
 import json
+import os
 import sys
+import threading
+import time
 import traceback
 from dataclasses import asdict, dataclass
 from datetime import UTC, datetime
@@ -32,6 +35,11 @@ class Job:
     result: str
     fingerprint: str
     controls: bool
+
+    @property
+    def label(self) -> str:
+        """How progress and messages call it."""
+        return f"{self.method}, seed {self.seed}"
 
 
 def stage(name: str) -> None:
@@ -124,5 +132,13 @@ def _store_layout(job: Job, task: Any, method: Any) -> None:
     write_tensors(Path(job.result).with_suffix(".safetensors"), tensors)
 
 
+def _end_with(parent: int) -> None:
+    """End this process when the one that started it is gone: nobody waits for the result any more."""
+    while os.getppid() == parent:
+        time.sleep(0.5)
+    os._exit(1)
+
+
 if __name__ == "__main__":
+    threading.Thread(target=_end_with, args=(os.getppid(),), daemon=True).start()
     main(sys.argv[1])
