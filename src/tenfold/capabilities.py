@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
+from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -84,8 +85,14 @@ class Denoiser(Capability):
     def denoise(self, adata: AnnData | None = None) -> np.ndarray:
         """Return denoised expression, (n_cells, n_genes), float32, genes that the model left out as NaN."""
 
+    def denoised(self) -> Iterator[np.ndarray]:
+        """Iterate over the rows of ``denoise()`` in consecutive pieces: large results need never be whole in memory."""
+        yield self.denoise()
+
     def _write(self, adata: AnnData, key: str) -> None:
-        adata.layers[key] = self.denoise()
+        from tenfold.data.backed import write_layer
+
+        write_layer(adata, key, self.denoised())
 
 
 class Generator(Capability):

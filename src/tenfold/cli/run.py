@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -42,7 +44,7 @@ def run(
     """
     from tenfold import catalog
     from tenfold.cli.output import checked_output, console, slots, stoppable, this_command
-    from tenfold.data import read, write
+    from tenfold.data import write
 
     params = parsed_settings(settings)
     made = catalog.method(task, method, **params)  # a wrong name or value is told before the data are read
@@ -52,12 +54,15 @@ def run(
     checked_output(out, overwrite)
     kept = f"The training state is in {checkpoint}; go on with: {this_command()}"
     lost = "Give --checkpoint FOLDER to be able to go on after a stop"
-    with stoppable(f"Stopped; nothing was written to {out}. {kept if checkpoint else lost}."):
-        adata = read(data, modality)
+    with (
+        stoppable(f"Stopped; nothing was written to {out}. {kept if checkpoint else lost}."),
+        _opened(data, modality, None if samples else out) as (adata, written_at_the_end),
+    ):
         before = slots(adata)
         fitted = catalog.run(task, method, adata, params=params, seed=seed, checkpoint=checkpoint, **roles)
         result = _synthetic(fitted, adata, n_cells) if samples else adata
-        write(result, out)
+        if not written_at_the_end:
+            write(result, out)
     wrote = f"{result.n_obs} synthetic cells" if samples else ", ".join(sorted(slots(adata) - before))
     run_ = fitted.run_
     console().print(
@@ -65,6 +70,21 @@ def run(
         f"Wrote {wrote or 'the results again'} to {out}.",
         markup=False,
     )
+
+
+@contextmanager
+def _opened(path: Path, modality: str, out: Path | None) -> Iterator[tuple[AnnData, bool]]:
+    """Open the data, on disk where they are large; and say whether the end of the block writes the results to `out`."""
+    from tenfold.data import read, results
+    from tenfold.data.backed import is_large
+
+    if not is_large(path):
+        yield read(path, modality), False
+    elif out is None:
+        yield read(path, backed=True), False
+    else:
+        with results(path, out) as adata:
+            yield adata, True
 
 
 def _synthetic(fitted: Any, adata: AnnData, n_cells: int | None) -> AnnData:

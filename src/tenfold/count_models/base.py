@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import warnings
+from collections.abc import Iterator
 from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 
 from tenfold.data import check
+from tenfold.data.bar import Bar
 from tenfold.data.covariates import Design
 from tenfold.data.inputs import Inputs
 from tenfold.data.streamed import cell_sums
@@ -21,6 +23,10 @@ if TYPE_CHECKING:
     from tenfold.nn.autoencoder import ConditionalVAE
 
 
+#: Cells decoded at a time where results are written piece by piece.
+CHUNK = 4096
+
+
 class CountModelMethod(Method, Embedder, Denoiser, Generator):
     """Outputs of a fitted model of counts; ``_fit`` of the method itself calls `_take` first and `_keep` last.
 
@@ -28,10 +34,13 @@ class CountModelMethod(Method, Embedder, Denoiser, Generator):
     (posterior and covariates of the fitted cells) and ``history_``.
     """
 
+    _progress = True
+
     # ---- what the network reads --------------------------------------------------------------------------------------
 
     def _take(self, data: Inputs, n_top_genes: int | None) -> dict[str, Any]:
         """Choose genes and covariates from the cells of a fit; return what the network reads."""
+        self._progress = data.run.progress
         self.columns_ = data.variable_genes(n_top_genes)
         self.genes_ = data.gene_names[self.columns_]
         self.n_genes_ = data.n_genes
@@ -81,7 +90,8 @@ class CountModelMethod(Method, Embedder, Denoiser, Generator):
             return {"mean": found.z.mean, "variance": found.z.variance, "log_size": net.size_at_mean(batch, found)}
 
         told = {name: value for name, value in cells.items() if name != "counts"}
-        return {**told, **predict(self.net_, cells, posterior_of)}
+        show = f"{self.info.title}: embedding" if self._progress else ""
+        return {**told, **predict(self.net_, cells, posterior_of, show=show)}
 
     @property
     def _design(self) -> Design:
@@ -136,10 +146,31 @@ class CountModelMethod(Method, Embedder, Denoiser, Generator):
         -------
         Shape (n_cells, n_genes), float32; genes that are not modelled are NaN.
         """
-        from tenfold.engine import predict
-
         cells = self.posterior(adata)
-        codes = self._batch_codes(transform_batch)
+        columns = self.columns_ if adata is None else check.gene_columns(adata, self.genes_)
+        out = np.full((len(cells["mean"]), self.n_genes_ if adata is None else adata.n_vars), np.nan, dtype=np.float32)
+        out[:, columns] = self._expression(cells, self._batch_codes(transform_batch), library_size)
+        return out
+
+    def denoised(self) -> Iterator[np.ndarray]:
+        """Iterate over the rows of ``denoise()``, 4,096 cells at a time."""
+        self._check_fitted()
+        n_cells = len(self.fitted_["mean"])
+        bar = Bar(f"{self.info.title}: denoising", n_cells, self._progress)
+        try:
+            for start in range(0, n_cells, CHUNK):
+                cells = {name: value[start : start + CHUNK] for name, value in self.fitted_.items()}
+                out = np.full((len(cells["mean"]), self.n_genes_), np.nan, dtype=np.float32)
+                out[:, self.columns_] = self._expression(cells, [None], 1e4)
+                yield out
+                bar.show(start + len(out))
+        finally:
+            bar.close()
+
+    def _expression(
+        self, cells: dict[str, np.ndarray], codes: list[int | None], library_size: float | Literal["observed"]
+    ) -> np.ndarray:
+        from tenfold.engine import predict
 
         def expression(net: Any, batch: dict[str, Any]) -> Any:
             mean: Any = sum(net.scale(in_batch(batch, code), batch["mean"]) for code in codes)
@@ -147,11 +178,7 @@ class CountModelMethod(Method, Embedder, Denoiser, Generator):
                 mean / len(codes) * (batch["log_size"].exp()[:, None] if library_size == "observed" else library_size)
             )
 
-        values = predict(self.net_, cells, expression)
-        columns = self.columns_ if adata is None else check.gene_columns(adata, self.genes_)
-        out = np.full((len(values), self.n_genes_ if adata is None else adata.n_vars), np.nan, dtype=np.float32)
-        out[:, columns] = values
-        return out
+        return predict(self.net_, cells, expression)
 
     def sample(
         self,

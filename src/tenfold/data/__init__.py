@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 from tenfold.errors import closest
 
 if TYPE_CHECKING:
+    from tenfold.data.backed import results
     from tenfold.data.bundled import pbmc
     from tenfold.data.reading import read, read_mudata
     from tenfold.data.simulation import plant_batch, simulate
@@ -22,11 +23,12 @@ _FUNCTIONS = {
     "plant_batch": "simulation",
     "read": "reading",
     "read_mudata": "reading",
+    "results": "backed",
     "simulate": "simulation",
     "write": "writing",
 }
 
-__all__ = ["pbmc", "plant_batch", "read", "read_mudata", "simulate", "write"]
+__all__ = ["pbmc", "plant_batch", "read", "read_mudata", "results", "simulate", "write"]
 
 
 def __getattr__(name: str) -> Any:

@@ -10,7 +10,7 @@ import numpy as np
 from anndata import AnnData
 from scipy import sparse
 
-from tenfold.errors import DataError, KeyMissingError, NotCountsError, closest
+from tenfold.errors import DataError, FileFormatError, KeyMissingError, NotCountsError, closest
 
 LARGEST_COUNT = 2**31
 # log1p of a value above e^25 is 7e10: no count matrix gets there, so larger values were never log-transformed.
@@ -94,6 +94,7 @@ def in_memory(matrix: Any) -> sparse.csr_matrix:
     for load in ("to_memory", "compute"):  # anndata's sparse data sets on disk; dask
         if not sparse.issparse(matrix) and hasattr(matrix, load):
             matrix = getattr(matrix, load)()
+            _refuse_broken(matrix)
     if not sparse.issparse(matrix):
         matrix = np.atleast_2d(np.asarray(matrix))
     if matrix.dtype.kind not in "biuf":
@@ -103,6 +104,17 @@ def in_memory(matrix: Any) -> sparse.csr_matrix:
     elif matrix.dtype == np.float16:  # SciPy has no half precision
         matrix = matrix.astype(np.float32)
     return sparse.csr_matrix(matrix)
+
+
+def _refuse_broken(matrix: Any) -> None:
+    """Refuse a sparse matrix from disk whose indices point outside: compiled code would read foreign memory."""
+    if sparse.issparse(matrix) and matrix.format in ("csr", "csc"):
+        try:
+            matrix.check_format(full_check=True)
+        except ValueError as error:
+            raise FileFormatError(
+                f"The matrix on disk has impossible indices ({error}). Copy, download or export the file again."
+            ) from error
 
 
 def check_counts(

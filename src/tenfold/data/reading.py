@@ -23,7 +23,7 @@ KINDS = ".h5ad, .h5mu, .zarr, 10x .h5, a 10x folder (matrix.mtx), a Visium folde
 _COMPRESSED = (b"\x1f\x8b", b"PK\x03\x04")  # gzip, zip
 
 
-def read(path: str | Path, modality: str = "rna") -> AnnData:
+def read(path: str | Path, modality: str = "rna", backed: bool = False) -> AnnData:
     """Read single-cell or spatial data; the kind of file is told from its content.
 
     Parameters
@@ -33,6 +33,9 @@ def read(path: str | Path, modality: str = "rna") -> AnnData:
         features or genes, compressed or not; a Space Ranger folder (counts and ``spatial/``); .loom.
     modality
         Which modality to take from a MuData file; other kinds hold one only and ignore it.
+    backed
+        Leave X and layers of an .h5ad or .zarr on disk: for data larger than memory. Methods that read counts from
+        disk (scvi) then never load them. For results larger than memory see `tenfold.data.results`.
 
     Returns
     -------
@@ -49,6 +52,10 @@ def read(path: str | Path, modality: str = "rna") -> AnnData:
     ResourceError
         The data do not fit in memory.
     """
+    if backed:
+        from tenfold.data.backed import open_backed
+
+        return open_backed(path)
     path = Path(path).expanduser()
     kind = kind_of(path)
     if kind in ("h5mu", "zarr-mudata"):

@@ -5,7 +5,8 @@ from __future__ import annotations
 import os
 import shutil
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -63,22 +64,40 @@ def write_h5ad(adata: AnnData, path: str | Path) -> Path:
 
 
 def _atomically(path: Path, write_to: Callable[[Path], Any]) -> Path:
+    with replacing(path) as fresh:
+        try:
+            with warnings.catch_warnings():
+                warnings.filterwarnings("ignore", message="Writing zarr v2")
+                write_to(fresh)
+        except OSError:
+            raise
+        except Exception as error:  # whatever anndata has no way to store
+            reason = " ".join([*str(error).splitlines()[:1], *getattr(error, "__notes__", [])])
+            raise DataError(
+                f"'{path}' could not be written: {reason}. Convert or remove this part of the data."
+            ) from error
+    return path
+
+
+@contextmanager
+def replacing(path: Path) -> Iterator[Path]:
+    """Give a name beside `path` to write to; what is there when the block has ended well takes the place of `path`.
+
+    Raises
+    ------
+    FileFormatError
+        A folder of other content is in the way, or the disk is full or not to be written.
+    """
     if path.is_dir() and any(path.iterdir()) and not any((path / name).is_file() for name in _ZARR_MARKS):
         raise FileFormatError(f"'{path}' is a folder of other content; choose another name.")
     path.parent.mkdir(parents=True, exist_ok=True)
     fresh = path.with_name(f".{path.stem}-{os.getpid()}{path.suffix}")
     try:
-        with warnings.catch_warnings():
-            warnings.filterwarnings("ignore", message="Writing zarr v2")
-            write_to(fresh)
+        yield fresh
         if path.is_dir():
             shutil.rmtree(path)
         os.replace(fresh, path)
     except OSError as error:
         raise FileFormatError(f"'{path}' could not be written: {error.strerror or error}.") from error
-    except Exception as error:  # whatever anndata has no way to store
-        reason = " ".join([*str(error).splitlines()[:1], *getattr(error, "__notes__", [])])
-        raise DataError(f"'{path}' could not be written: {reason}. Convert or remove this part of the data.") from error
     finally:
         shutil.rmtree(fresh) if fresh.is_dir() else fresh.unlink(missing_ok=True)
-    return path

@@ -12,6 +12,7 @@ import torch
 from scipy import sparse
 from torch.nn import Module
 
+from tenfold.data.bar import Bar
 from tenfold.data.blocks import buffer_rows, dealt, follow, in_order
 from tenfold.data.streamed import StreamedCounts
 from tenfold.engine.devices import find_device, seeded
@@ -187,6 +188,7 @@ def predict(
     index: np.ndarray | None = None,
     device: str | None = None,
     seed: int = 0,
+    show: str = "",
 ) -> Any:
     """Apply a function to all cells, in evaluation mode and without gradients.
 
@@ -206,6 +208,8 @@ def predict(
         Where to compute; default where the network is.
     seed
         For functions that draw random numbers. The caller's random state is left alone.
+    show
+        Name of a progress bar; default none.
 
     Returns
     -------
@@ -215,6 +219,7 @@ def predict(
     target = here if device is None else find_device(device)
     batches = Minibatches(data, batch_size, index=index, shuffle=False, device=target)
     parts: dict[str, np.ndarray] = {}
+    bar = Bar(show, len(batches.index), bool(show))
     modes = [(module, module.training) for module in net.modules()]
     net.to(target).eval()
     try:
@@ -224,11 +229,13 @@ def predict(
                 result = function(net, batch)
                 rows = slice(done, done + len(batch["index"]))
                 done = rows.stop
+                bar.show(done)
                 for name, value in (result if isinstance(result, dict) else {"": result}).items():
                     if name not in parts:
                         parts[name] = np.empty((len(batches.index), *value.shape[1:]), _numpy_type(value))
                     parts[name][rows] = value.float().cpu() if value.is_floating_point() else value.cpu()
     finally:
+        bar.close()
         for module, mode in modes:
             module.training = mode
     return parts if isinstance(result, dict) else parts[""]
