@@ -36,7 +36,8 @@ def payload(comparison: Comparison) -> dict[str, Any]:
     dict
         ``methods``: name, title, seed and ``xy`` (base64 of float32, x and y in turn) of each method with a layout;
         ``colours``: kind (batch, labels), key, names, and ``codes`` (base64 of uint16) of each column; ``palette``;
-        ``n``, the number of cells drawn; ``missing``, the code of a cell without a value.
+        ``n``, the number of cells drawn; ``missing``, the code of a cell without a value; ``pair``, places of the
+        two methods to show first: the baseline (the first that was asked for) and the best other one.
         All cells are in one shuffled order, so that no batch is drawn over the others.
     """
     cells = _arrays(comparison.directory / "cells.safetensors", ("shown", "batch", "labels"), comparison.problems)
@@ -54,13 +55,24 @@ def payload(comparison: Comparison) -> dict[str, Any]:
         if len(layout) != n:
             comparison.problems.append(f"The layout of {run.title} has {len(layout)} cells, not {n}; it is not drawn.")
             del drawn[run.method]
+    if not drawn:
+        return {}
     order = np.random.default_rng(0).permutation(n)
     methods = [
         {"name": method, "title": run.title, "seed": run.seed, "xy": _base64(layout[order].astype("<f4"))}
         for method, (run, layout) in drawn.items()
     ]
     colours = _colours(comparison, cells, order)
-    return {"methods": methods, "colours": colours, "palette": PALETTE, "n": n, "missing": MISSING} if drawn else {}
+    pair = _pair(list(drawn), comparison.meta)
+    return {"methods": methods, "colours": colours, "palette": PALETTE, "n": n, "missing": MISSING, "pair": pair}
+
+
+def _pair(drawn: list[str], meta: dict[str, Any]) -> list[int]:
+    """Places of the first method and of the best of the others: before and after."""
+    ranking = [mapping(entry).get("method") for entry in listing(meta.get("ranking"))]
+    order = [mapping(meta.get("recommendation")).get("method"), *ranking, *drawn]
+    others = [name for name in order if name in drawn[1:]]
+    return [0, drawn.index(others[0])] if others else [0]
 
 
 def _layout(run: Run, problems: list[str]) -> np.ndarray | None:

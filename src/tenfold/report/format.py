@@ -26,6 +26,13 @@ def value(number: float | None, metric: str = "") -> str:
     return f"{number:.3f}" if abs(number) < 100 else f"{number:.1f}"
 
 
+def spread(deviation: float, metric: str = "") -> str:
+    """Write the standard deviation of a score; one that would read as zero is given as a bound."""
+    if metric in ("seconds", "peak_memory_mb"):
+        return value(deviation, metric)
+    return "<0.001" if 0 < deviation < 5e-4 else f"{deviation:.3f}" if deviation < 100 else f"{deviation:.1f}"
+
+
 def integer(number: object) -> str:
     """Write a count with thousands separated; an en dash where it is none."""
     try:

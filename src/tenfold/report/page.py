@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from tenfold.report import details, provenance, stored, summary
-from tenfold.report.format import flat, integer, seconds, value
+from tenfold.report.format import flat, integer, spread, value
 
 if TYPE_CHECKING:
     from jinja2 import Environment
@@ -32,7 +32,7 @@ _TASKS = {
 }
 # Verdict of the assessment -> chip and plain words. An unknown verdict is shown as it stands.
 _ASSESSMENT = {
-    "integrate": ("pass", "Yes: integrate"),
+    "integrate": ("pass", "Yes: there is a batch effect to correct"),
     "not advised": ("info", "No: integration is not advised"),
     "confounded": ("fail", "Careful: batch and biology are confounded"),
     "not run": ("not run", "Not assessed"),
@@ -118,7 +118,9 @@ def _context(comparison: stored.Comparison) -> dict[str, Any]:
         "assessment": assessment,
         "assessed": _ASSESSMENT.get(verdict, ("info", verdict)),
         "columns": columns,
-        "groups": [(title, len(list(members))) for title, members in groupby(columns, lambda column: column.section)],
+        "groups": [
+            (*about, len(list(members))) for about, members in groupby(columns, lambda c: (c.section, c.question))
+        ],
         "rows": rows,
         "strips": {column.metric: _strip(rows, column) for column in columns},
         "best": {column.metric: summary.best(rows, column) for column in columns},
@@ -166,7 +168,7 @@ def _environment() -> Environment:
         trim_blocks=True,
         lstrip_blocks=True,
     )
-    environment.filters.update(value=value, integer=integer, flat=flat, seconds=seconds, doi_link=provenance.doi_link)
+    environment.filters.update(value=value, integer=integer, spread=spread, flat=flat)
     return environment
 
 

@@ -52,6 +52,13 @@ def versions(comparison: Comparison) -> dict[str, str]:
     return found
 
 
+def machine(comparison: Comparison) -> dict[str, Any]:
+    """What the comparison ran on, named as people name it."""
+    names = {"memory_gb": "memory (GiB)", "python": "Python"}
+    found = mapping(comparison.meta.get("machine"))
+    return {names.get(name, str(name).replace("_", " ")): value for name, value in found.items()}
+
+
 def warnings(comparison: Comparison) -> list[tuple[str, str]]:
     """Each warning once, with whose it is: the comparison's own, then those of the runs."""
     found: dict[str, list[Run]] = {}
@@ -70,16 +77,16 @@ def command(comparison: Comparison) -> str:
     for role, value in _roles(meta).items():
         for name in value if isinstance(value, list) else [value]:
             words += [f"--{role.replace('_', '-')}", str(name)]
-    seeds = len(listing(meta.get("seeds")))
-    words += ["--seeds", str(seeds)] if seeds > 1 else []
+    seeds = listing(meta.get("seeds"))
+    words += ["--seeds", str(len(seeds))] if seeds else []
     return " ".join(shlex.quote(word) for word in words)
 
 
 def call(comparison: Comparison) -> str:
     """The Python call that repeats the comparison on an AnnData object."""
     roles = "".join(f", {role}={value!r}" for role, value in _roles(comparison.meta).items() if role.isidentifier())
-    seeds = len(listing(comparison.meta.get("seeds")))
-    last = f", seeds={seeds}" if seeds > 1 else ""
+    seeds = listing(comparison.meta.get("seeds"))
+    last = f", seeds={len(seeds) if seeds == list(range(len(seeds))) else seeds}" if seeds else ""
     return f'tf.compare({comparison.task!r}, adata, methods={comparison.methods!r}{roles}{last}, out="DIR")'
 
 

@@ -7,7 +7,7 @@ import re
 import statistics
 from collections.abc import Iterable
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, NamedTuple
 
 from tenfold.report.stored import Comparison, Run, Score, listing, mapping, number
 
@@ -17,7 +17,17 @@ GROUPS = {
     "batch": "Batches mixed",
     "control": "Controls",
     "other": "Other",
+    "literature": "As in other papers",
     "resources": "Cost",
+}
+#: What each group of columns asks, in words that need no glossary.
+QUESTIONS = {
+    "headline": "Look here first.",
+    "bio": "Do cells of one type stay together, and apart from other types?",
+    "batch": "Do cells of one type lie together whatever batch they come from?",
+    "control": "What happens where the right answer is known?",
+    "literature": "Scores that published benchmarks report. They are shown for comparison and count for nothing here.",
+    "resources": "What does one run cost?",
 }
 _RESOURCES = {"seconds": "Seconds", "peak_memory_mb": "Peak memory (MB)"}
 _FIRST = ("recovered_neighbors", "null_batch_loss", "null_loss")
@@ -52,13 +62,18 @@ class Column:
         return GROUPS.get(self.group, self.group)
 
     @property
+    def question(self) -> str:
+        """What the column's group asks."""
+        return QUESTIONS.get(self.group, "")
+
+    @property
     def explanation(self) -> str:
         """Range, what is good, and criticism, in plain sentences."""
-        good = self.good or {"high": "higher is better", "low": "lower is better"}.get(self.better, "")
+        good = {"high": "higher is better", "low": "lower is better"}.get(self.better, self.good)
         parts = [
-            f"Formula: {self.formula}" if self.formula else "",
-            f"Range: {self.range}" if self.range else "",
             f"Good: {good}" if good else "",
+            f"Range: {self.range}" if self.range else "",
+            f"Formula: {self.formula}" if self.formula else "",
             f"Caution: {self.warning}" if self.warning else "",
         ]
         return "\n".join(part for part in parts if part) or "This metric is not described in compare.json."
@@ -82,6 +97,14 @@ class Cell:
         return statistics.stdev(self.values.values()) if len(self.values) > 1 else None
 
 
+class Failure(NamedTuple):
+    """What went wrong, and with which seeds."""
+
+    status: str
+    message: str
+    seeds: list[str]
+
+
 @dataclass
 class Row:
     """A method as a row: section is ``ranked``, ``labels`` (it was given the labels) or ``failed``."""
@@ -98,6 +121,15 @@ class Row:
     def failures(self) -> list[Run]:
         """Runs that did not end well."""
         return [run for run in self.runs if not run.ok]
+
+    @property
+    def causes(self) -> list[Failure]:
+        """Failures, each cause once; no seeds are named where every run failed alike."""
+        seeds: dict[tuple[str, str], list[str]] = {}
+        for run in self.failures:
+            seeds.setdefault((run.status, run.message), []).append(run.seed)
+        alike = len(seeds) == 1 and len(self.failures) == len(self.runs)
+        return [Failure(*cause, [] if alike else found) for cause, found in seeds.items()]
 
 
 def columns(scores: Iterable[Score], described: dict[str, Any]) -> list[Column]:

@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from tenfold.report import details, stored, summary
-from tenfold.report.format import DASH, value
+from tenfold.report.format import DASH, seconds, spread, value
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -14,17 +14,19 @@ if TYPE_CHECKING:
     from rich.text import Text
 
 _SIGNS = {
-    "pass": ("✓", "green"),
-    "warn": ("!", "yellow"),
     "fail": ("✗", "red"),
-    "info": ("i", "blue"),
-    "not run": (DASH, "dim"),
+    "warn": ("!", "yellow"),
+    "pass": ("✓", "green"),
 }
-_WIDTH = 6  # columns of scores that fit a terminal of 120 characters beside method, cost and controls
+_HEADINGS = {"seconds": "Time", "peak_memory_mb": "Memory"}
+_WIDTH = 4  # columns of scores that fit a terminal of 100 characters beside method, cost and controls
+_LONGEST_NAME = 16
 
 
 def terminal_table(source: str | Path | pd.DataFrame) -> Table:
-    """Scores as a Rich table: a row a method in order of ranking, headline columns, failures with their reason.
+    """Scores as a Rich table: a row a method in order of ranking, headline columns, failures with their reason below.
+
+    It fits 100 characters.
 
     Parameters
     ----------
@@ -37,6 +39,7 @@ def terminal_table(source: str | Path | pd.DataFrame) -> Table:
     tenfold.errors.FileFormatError
         The folder holds no comparison.
     """
+    from rich import box
     from rich.table import Table
     from rich.text import Text
 
@@ -44,32 +47,27 @@ def terminal_table(source: str | Path | pd.DataFrame) -> Table:
     columns = summary.columns(comparison.scores, stored.mapping(comparison.meta.get("metrics")))
     rows = summary.rows(comparison, columns)
     shown = _fitting(columns)
-    notes = any(row.failures for row in rows)
-    table = Table(title=f"{comparison.task}: mean over seeds ± standard deviation", title_justify="left", expand=False)
+    checked = any(run.controls for run in comparison.runs)
+    table = Table(box=box.SIMPLE_HEAD, padding=(0, 1, 0, 0), caption=_caption(rows, checked))
+    table.caption_justify = "left"
     table.add_column("#", justify="right")
-    table.add_column("Method", no_wrap=True)
+    table.add_column("Method", max_width=_LONGEST_NAME, overflow="fold")
     for column in shown:
         arrow = {"high": " ↑", "low": " ↓"}.get(column.better, "")
-        table.add_column(Text(column.title + arrow), justify="right")
-    checked = any(run.controls for run in comparison.runs)
+        table.add_column(Text(_HEADINGS.get(column.metric, column.title) + arrow), justify="right")
     if checked:
         table.add_column("Controls", no_wrap=True)
-    if notes:
-        table.add_column("Note")
     for row in rows:
         cells = [Text(_rank(row)), Text(row.title, style="dim" if row.section == "failed" else "bold")]
-        cells += [_score(row.cells[column.metric], column.metric) for column in shown]
+        cells += [_score(row.cells[column.metric], column) for column in shown]
         cells += [_verdicts(row)] if checked else []
-        cells += [_note(row)] if notes else []
         table.add_row(*cells)
-    if any(row.section == "labels" for row in rows):
-        table.caption = "L: the method was given the labels, so it is ranked apart."
     return table
 
 
 def _fitting(columns: list[summary.Column]) -> list[summary.Column]:
     """Headline columns, or the first scores where none is marked, and the cost."""
-    cost = [column for column in columns if column.group == "resources"]
+    cost = [column for column in columns if column.metric in _HEADINGS]
     headline = [column for column in columns if column.group == "headline"]
     return (headline or [column for column in columns if column.group != "resources"])[:_WIDTH] + cost
 
@@ -80,32 +78,50 @@ def _rank(row: summary.Row) -> str:
     return f"L{row.rank}" if row.section == "labels" else str(row.rank)
 
 
-def _score(cell: summary.Cell, metric: str) -> Text:
+def _score(cell: summary.Cell, column: summary.Column) -> Text:
+    """Mean and spread of a score; of time and memory the mean is enough here."""
     from rich.text import Text
 
-    text = Text(value(cell.mean, metric))
+    if column.metric == "seconds":
+        return Text(seconds(cell.mean))
+    if column.metric == "peak_memory_mb":
+        return Text(DASH if cell.mean is None else f"{cell.mean:,.0f} MB")
+    text = Text(value(cell.mean))
     if cell.sd is not None:
-        text.append(f" ± {value(cell.sd, metric)}", style="dim")
+        text.append(f" ±{spread(cell.sd).replace('0.', '.')}", style="dim")
     return text
 
 
 def _verdicts(row: summary.Row) -> Text:
     from rich.text import Text
 
-    counts = reversed(details.tally(details.controls(row.runs)).items())
-    parts = [Text(f"{count} {_SIGNS[verdict][0]}", style=_SIGNS[verdict][1]) for verdict, count in counts]
+    counts = details.tally(details.controls(row.runs))
+    parts = [
+        Text(f"{count} {sign}", style=style)
+        for verdict, (sign, style) in _SIGNS.items()
+        if (count := counts.get(verdict))
+    ]
     return Text("  ").join(parts) if parts else Text(DASH, style="dim")
 
 
-def _note(row: summary.Row) -> Text:
+def _caption(rows: list[summary.Row], checked: bool) -> Text:
+    """How to read the table, and why a run has no scores: a line each, below, where there is room for sentences."""
     from rich.text import Text
 
-    notes: dict[str, list[str]] = {}
-    for run in row.failures:
-        notes.setdefault(f"{run.status}: {run.message}".strip(": "), []).append(run.seed)
-    all_failed = len(row.failures) == len(row.runs)
-    texts = [note if all_failed else f"seed {', '.join(seeds)}: {note}" for note, seeds in notes.items()]
-    return Text("\n".join(texts), style="red")
+    lines = []
+    if any(len(row.runs) > 1 for row in rows):
+        lines.append(Text("Mean over seeds ± standard deviation. ↑ more is better, ↓ less is better."))
+    else:
+        lines.append(Text("↑ more is better, ↓ less is better."))
+    if checked:
+        lines.append(Text("Controls: ✗ failed, ! warning, ✓ passed."))
+    if any(row.section == "labels" for row in rows):
+        lines.append(Text("L: the method was given the labels, so it is ranked apart."))
+    for row in rows:
+        for cause in row.causes:
+            whose = f"{row.title}, seed {', '.join(cause.seeds)}" if cause.seeds else row.title
+            lines.append(Text(f"{whose}: {cause.status}. {cause.message}".strip(), style="red"))
+    return Text("\n").join(lines)
 
 
 def _from_scores(frame: pd.DataFrame) -> stored.Comparison:

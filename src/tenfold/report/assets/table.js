@@ -1,6 +1,7 @@
 "use strict";
 // Sorting, details and tooltips of the tables. Texts are only ever set as text, never as HTML.
 (() => {
+  document.documentElement.classList.remove("plain"); // from here on the page is more than a document
   const table = document.getElementById("score-table");
 
   function valueOf(body, column) {

@@ -1,0 +1,274 @@
+"""The report and the terminal table of a comparison: what they say, what they survive, what they let in."""
+
+from __future__ import annotations
+
+import itertools
+import json
+import os
+import re
+
+import numpy as np
+import pytest
+from rich.console import Console
+
+from comparison_folder import NASTY, Folder, frame_of
+from tenfold import report
+from tenfold.errors import FileFormatError
+from tenfold.report import details, embeddings, format, page, provenance, stored, summary
+
+LATE = {"late": ("timeout", "The run passed its time limit of 60 s."), "scvi-1": ("out of memory", "It needed more.")}
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    made = Folder(methods=("pca", "harmony", "combat", "scvi", "late"), seeds=3, failures=LATE, sees_labels=("combat",))
+    return made.write(tmp_path_factory.mktemp("report") / "trial")
+
+
+@pytest.fixture(scope="module")
+def html(folder):
+    return report.build(folder).read_text(encoding="utf-8")
+
+
+def visible(html: str) -> str:
+    """Return the page without its scripts and styles."""
+    return re.sub(r"<(script|style).*?</\1>", "", html, flags=re.DOTALL)
+
+
+def printed(source, width: int = 100) -> str:
+    console = Console(width=width, record=True, file=open(os.devnull, "w"))  # noqa: SIM115
+    console.print(report.terminal_table(source))
+    return console.export_text()
+
+
+def test_the_page_answers_in_order(html):
+    parts = [
+        "What should I run, and why?", "Should I integrate at all?", "Each control is an experiment",
+        'id="score-table"', "What the columns mean", 'id="plot-0"', "<h3>Parameters</h3>", "Please cite",
+        "Repeat it</h3>",
+    ]  # fmt: skip
+    places = [visible(html).index(part) for part in parts]
+    assert places == sorted(places)
+
+
+def test_the_page_says_what_was_stored(folder, html):
+    summary_ = json.loads((folder / "compare.json").read_text())
+    text = visible(html)
+    assert summary_["recommendation"]["sentence"] in text
+    for reason in summary_["recommendation"]["reasons"]:
+        assert reason in text
+    mean = frame_of(folder).query("method == 'harmony' and metric == 'recovered_neighbors'")["value"].mean()
+    assert f'<span class="mean">{mean:.3f}</span>' in text or f'<span class="mean best">{mean:.3f}</span>' in text
+    assert "The run passed its time limit of 60 s." in text and text.count("time limit of 60 s.") <= 2
+    assert "1 of 3 seeds failed" in text and "sees labels" in text
+    assert "--methods pca,harmony,combat,scvi,late --batch donor --labels cell_type --seeds 3" in text
+
+
+def test_criticism_stands_below_every_criticised_column(folder, html):
+    comparison = stored.read(folder)
+    columns = summary.columns(comparison.scores, comparison.meta["metrics"])
+    foot = html[html.index("<tfoot>") : html.index("</tfoot>")]
+    cells = re.findall(r"<td>(.*?)</td>", foot, flags=re.DOTALL)
+    assert len(cells) == len(columns)
+    for cell, column in zip(cells, columns, strict=True):
+        assert bool(cell.strip()) == bool(column.warning)
+
+
+def test_nothing_is_loaded_from_elsewhere(html):
+    assert "default-src 'none'" in html.replace("&#39;", "'")
+    assert not re.search(r"<(link|img|iframe|object|embed)\b|<script[^>]+src=|@import|url\(", visible(html))
+    assert len(html) < 8e6
+
+
+def test_the_policy_names_exactly_the_scripts_of_the_page(html):
+    scripts = re.findall(r"<script>(.*?)</script>", html, flags=re.DOTALL)
+    assert len(scripts) == 3 and page._policy(scripts) in html.replace("&#39;", "'")
+
+
+def test_hostile_names_stay_text(tmp_path):
+    made = Folder(batches=NASTY[:2], labels=NASTY, name=NASTY[1], failures={"scvi": ("crash", NASTY[1])})
+    html = report.build(made.write(tmp_path / "t")).read_text(encoding="utf-8")
+    assert "<img src=x" not in html and "<script>window.pwned" not in html and "<b>bold</b>" not in html
+    assert "{{ 7 * 7 }}" in html and "細胞" in html
+
+
+@pytest.mark.parametrize(
+    ("change", "words"),
+    [
+        ({"labels": None}, "none given"),
+        ({"methods": ("pca",), "seeds": 1}, "comparison of 1 method"),
+        ({"missing": ("cells.safetensors",)}, 'id="plot-0"'),
+        ({"missing": ("compare.json",)}, "compare.json is missing"),
+        ({"missing": ("scores.csv",)}, 'id="score-table"'),
+        ({"missing": ("runs/pca-0.json", "runs/harmony-0.safetensors")}, "No result is stored."),
+        (
+            {"failures": dict.fromkeys(("pca", "harmony", "combat", "scvi"), ("crash", "Boom."))},
+            "nothing can be recommended",
+        ),
+        ({"batches": ["only one"]}, "only one"),
+        ({"labels": [f"type {i}" for i in range(120)]}, "Colours repeat after 40 levels"),
+        ({"verdict": "not advised"}, "No: integration is not advised"),
+        ({"verdict": "confounded"}, "confounded"),
+    ],
+    ids=lambda value: next(iter(value)) if isinstance(value, dict) else "",
+)
+def test_odd_folders_still_give_a_page(tmp_path, change, words):
+    made = Folder(**change).write(tmp_path / "t")
+    assert words in visible(report.build(made).read_text(encoding="utf-8"))
+    assert printed(made)
+
+
+def test_damaged_files_are_named_on_the_page(tmp_path):
+    made = Folder().write(tmp_path / "t")
+    (made / "runs" / "pca-0.json").write_text('{"method": ')
+    (made / "runs" / "harmony-0.safetensors").write_bytes(b"nonsense")
+    (made / "cells.safetensors").write_bytes(b"")
+    text = visible(report.build(made).read_text(encoding="utf-8"))
+    for name in ("pca-0.json", "harmony-0.safetensors", "cells.safetensors"):
+        assert f"{name} cannot be read" in text, name
+
+
+def test_values_that_are_no_numbers_become_dashes(tmp_path):
+    made = Folder(methods=("pca", "harmony"), seeds=1).write(tmp_path / "t")
+    scores = frame_of(made)
+    scores.loc[scores["metric"] == "clisi", "value"] = np.nan
+    scores.loc[scores["metric"] == "kbet", "value"] = np.inf
+    scores.to_csv(made / "scores.csv", index=False)
+    text = visible(report.build(made).read_text(encoding="utf-8"))
+    assert "nan" not in re.findall(r'data-value="(\w*)', text) and ">inf<" not in text and "Not computed" in text
+
+
+def test_a_folder_without_a_comparison_is_an_error_that_helps(tmp_path):
+    for source in (tmp_path, tmp_path / "nowhere"):
+        with pytest.raises(FileFormatError, match="tenfold compare"):
+            report.build(source)
+    assert not list(tmp_path.iterdir())
+
+
+def test_a_page_that_cannot_be_written_leaves_the_old_one(tmp_path, monkeypatch):
+    made = Folder(methods=("pca",), seeds=1).write(tmp_path / "t")
+    before = report.build(made).read_bytes()
+    names = sorted(path.name for path in made.iterdir())
+
+    def broken(comparison):
+        raise RuntimeError("no")
+
+    monkeypatch.setattr(page, "_render", broken)
+    with pytest.raises(RuntimeError):
+        report.build(made)
+    assert (made / "report.html").read_bytes() == before
+    assert sorted(path.name for path in made.iterdir()) == names
+
+
+def test_the_best_method_is_shown_beside_the_baseline(folder):
+    comparison = stored.read(folder)
+    cells = embeddings.payload(comparison)
+    names = [method["name"] for method in cells["methods"]]
+    first, second = cells["pair"]
+    assert names[first] == "pca" and names[second] == comparison.meta["recommendation"]["method"]
+    assert "late" not in names
+
+
+def test_layouts_of_another_length_are_left_out(tmp_path):
+    from tenfold.compare.files import write_tensors
+
+    made = Folder(methods=("pca", "harmony"), seeds=1).write(tmp_path / "t")
+    write_tensors(made / "runs" / "harmony-0.safetensors", {"layout": np.zeros((3, 2), dtype=np.float32)})
+    comparison = stored.read(made)
+    assert [method["name"] for method in embeddings.payload(comparison)["methods"]] == ["pca"]
+    assert "3 cells, not 400" in " ".join(comparison.problems)
+
+
+def test_worst_part_first_whatever_the_scale():
+    def score(part, metric, value):
+        return stored.Score("m", "0", f"label:{part}", metric, value)
+
+    described = {"a": {"good": "high"}, "b": {"good": "low"}}
+    scores = [score("bad", "a", 0.1), score("good", "a", 0.9), score("bad", "b", 900.0), score("good", "b", 2.0)]
+    found = details.breakdown(scores, "m", "label", {"names": ["good", "bad"], "sizes": [5, 7]}, described)
+    assert [(part.name, part.size) for part in found.parts] == [("bad", 7), ("good", 5)]
+
+
+def test_a_control_counts_by_its_worst_seed():
+    def run(seed, verdict):
+        return stored.Run(
+            "m", seed, "M", controls=[{"name": "c", "title": "C", "verdict": verdict, "sentence": verdict}]
+        )
+
+    found = details.controls([run("0", "pass"), run("1", "fail"), run("2", "warn")])
+    assert [(c.verdict, c.seed, c.sentence) for c in found] == [("fail", "1", "fail")]
+    assert found[0].verdicts == {"0": "pass", "1": "fail", "2": "warn"} and details.tally(found) == {"fail": 1}
+
+
+def test_only_dois_become_links():
+    assert provenance.doi_link("10.1038/s41592-019-0619-0").startswith("https://doi.org/10.1038/")
+    assert provenance.doi_link("doi: 10.1/x") == provenance.doi_link("javascript:alert(1)") == ""
+
+
+def test_numbers_read_as_people_write_them():
+    assert format.value(None) == "–" and format.value(0.12345) == "0.123" and format.value(2.0, "seconds") == "2.0"
+    assert format.spread(2e-5) == "<0.001" and format.spread(0.0) == "0.000" and format.spread(0.03) == "0.030"
+    assert format.seconds(59) == "59.0 s" and format.seconds(600) == "10.0 min" and format.integer(12345) == "12,345"
+
+
+# ---- terminal --------------------------------------------------------------------------------------------------------
+
+
+def test_the_table_fits_a_hundred_characters(folder):
+    text = printed(folder)
+    assert max(map(len, text.splitlines())) <= 100
+    rows = [line for line in text.splitlines() if re.match(r"\s+(\d|L\d|–)\s", line)]
+    assert len(rows) == 5 and "…" not in text, "a row a method, nothing cut"
+    assert re.search(r"0\.\d{3} ±\.\d{3}", rows[0]) and "MB" in rows[0]
+    assert any(line.split()[:2] == ["L1", "ComBat"] for line in rows)
+    assert "late: timeout. The run passed its time limit of 60 s." in text
+    assert "scVI, seed 1: out of memory. It needed more." in text
+
+
+def test_the_table_takes_scores_alone_and_markup_as_text(tmp_path):
+    scores = frame_of(Folder(seeds=1).write(tmp_path / "t"))
+    scores["method"] = scores["method"].replace({"harmony": "[red]x[/]"})
+    text = printed(scores)
+    assert "[red]x[/]" in text and "pca" in text
+
+
+# ---- colours ---------------------------------------------------------------------------------------------------------
+
+_VISION = {
+    "normal": np.eye(3),
+    "protanopia": [[0.152286, 1.052583, -0.204868], [0.114503, 0.786281, 0.099216], [-0.003882, -0.048116, 1.051998]],
+    "deuteranopia": [[0.367322, 0.860646, -0.227968], [0.280085, 0.672501, 0.047413], [-0.01182, 0.04294, 0.968881]],
+}
+
+
+def _lab(colours: list[str], vision: str) -> np.ndarray:
+    """Return CIELAB coordinates (D65) of sRGB colours as seen with a vision (Machado et al. 2009)."""
+    encoded = np.array([[int(colour[i : i + 2], 16) / 255 for i in (1, 3, 5)] for colour in colours])
+    linear = np.where(encoded <= 0.04045, encoded / 12.92, ((encoded + 0.055) / 1.055) ** 2.4)
+    seen = np.clip(linear @ np.asarray(_VISION[vision]).T, 0, 1)
+    to_xyz = [[0.4124, 0.3576, 0.1805], [0.2126, 0.7152, 0.0722], [0.0193, 0.1192, 0.9505]]
+    xyz = seen @ np.array(to_xyz).T / [0.9505, 1, 1.089]
+    f = np.where(xyz > 0.008856, np.cbrt(xyz), 7.787 * xyz + 16 / 116)
+    return np.stack([116 * f[:, 1] - 16, 500 * (f[:, 0] - f[:, 1]), 200 * (f[:, 1] - f[:, 2])], axis=1)
+
+
+def _nearest(colours: list[str], vision: str) -> float:
+    lab = _lab(colours, vision)
+    return min(float(np.linalg.norm(one - other)) for one, other in itertools.combinations(lab, 2))
+
+
+@pytest.mark.parametrize("vision", list(_VISION))
+@pytest.mark.parametrize(("count", "apart"), [(6, 15), (12, 15), (40, 9)])
+def test_colours_can_be_told_apart(vision, count, apart):
+    """Distances in CIELAB; about 2.3 is a just noticeable difference."""
+    assert _nearest(embeddings.PALETTE[:count], vision) > apart
+
+
+def test_colours_stand_out_on_light_and_dark_ground():
+    for ground in ("#ffffff", "#14171b"):
+        assert _nearest_to(ground) > 20
+
+
+def _nearest_to(ground: str) -> float:
+    lab = _lab([ground, *embeddings.PALETTE], "normal")
+    return float(np.linalg.norm(lab[1:] - lab[0], axis=1).min())
