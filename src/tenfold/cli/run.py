@@ -61,9 +61,9 @@ def run(
         before = slots(adata)
         fitted = catalog.run(task, method, adata, params=params, seed=seed, checkpoint=checkpoint, **roles)
         result = _synthetic(fitted, adata, n_cells) if samples else adata
+        wrote = f"{result.n_obs} synthetic cells" if samples else ", ".join(sorted(slots(adata) - before))
         if not written_at_the_end:
             write(result, out)
-    wrote = f"{result.n_obs} synthetic cells" if samples else ", ".join(sorted(slots(adata) - before))
     run_ = fitted.run_
     console().print(
         f"{fitted.info.title}: {run_['seconds']:.1f} s, {run_['peak_memory_mb']:.0f} MiB at most. "

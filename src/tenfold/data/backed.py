@@ -9,10 +9,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
-import psutil
 
 from tenfold.data import streamed
-from tenfold.data.streamed import stays_on_disk
+from tenfold.data.streamed import free_memory, stays_on_disk
 from tenfold.errors import FileFormatError, ResourceError
 
 if TYPE_CHECKING:
@@ -118,7 +117,7 @@ def write_layer(adata: AnnData, key: str, pieces: Iterable[np.ndarray]) -> None:
     ResourceError
         It fits nowhere.
     """
-    size, free = 4 * adata.n_obs * adata.n_vars, psutil.virtual_memory().available
+    size, free = 4 * adata.n_obs * adata.n_vars, free_memory()
     root = _writable_root(adata)
     target: Any
     if root is not None and size > min(streamed.LARGEST_LOADED, free / 8):

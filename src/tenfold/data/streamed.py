@@ -28,6 +28,11 @@ AT_ONCE = 2**22
 GAP = 2**13
 
 
+def free_memory() -> int:
+    """Return the bytes of memory that are free."""
+    return int(psutil.virtual_memory().available)
+
+
 def stays_on_disk(matrix: Any) -> bool:
     """Whether `matrix` is kept in a file and too large to load.
 
@@ -38,7 +43,7 @@ def stays_on_disk(matrix: Any) -> bool:
     """
     from anndata.abc import CSCDataset, CSRDataset
 
-    free = psutil.virtual_memory().available
+    free = free_memory()
     if isinstance(matrix, CSRDataset):
         return ENTRY * _stored(matrix) > min(LARGEST_LOADED, free / 8)
     by_gene = isinstance(matrix, CSCDataset)
@@ -63,7 +68,7 @@ def refuse_to_load(matrix: Any) -> None:
         With what to do instead.
     """
     if stays_on_disk(matrix):
-        size, free = ENTRY * _stored(matrix), psutil.virtual_memory().available
+        size, free = ENTRY * _stored(matrix), free_memory()
         if 2 * size > free:
             raise ResourceError(
                 f"This method needs all counts in memory: {2 * size / 2**30:.1f} GB, and {free / 2**30:.1f} GB are "
