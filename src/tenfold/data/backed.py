@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import shutil
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -154,9 +154,7 @@ def _opened(root: Any) -> AnnData:
     parts = {name: read_elem(root[name]) for name in _IN_MEMORY if name in root}
     layers = {name: _lazy(root["layers"][name]) for name in root["layers"]} if "layers" in root else {}
     x = _lazy(root["X"]) if "X" in root else None
-    if "raw" in root and not isinstance(root["raw"], Mapping):  # h5py groups are mappings; an old kind of raw is not
-        parts["raw"] = None
-    elif "raw" in root:
+    if "raw" in root and hasattr(root["raw"], "keys"):  # a stored None has none
         parts["raw"] = {"X": _lazy(root["raw"]["X"]), "var": read_elem(root["raw"]["var"])}
     return anndata.AnnData(X=x, layers=layers, **parts)
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Mapping
+from contextlib import suppress
 from typing import Any
 
 import numpy as np
@@ -49,7 +50,9 @@ def alternatives(adata: AnnData, layer: str | None) -> dict[str, Any]:
     """Return the other matrices of an AnnData that may hold its counts, by the names that messages give them."""
     others = {} if layer is None or adata.X is None else {"X": adata.X}
     others |= {f"layer '{name}'": adata.layers[name] for name in adata.layers if name != layer}
-    return others if adata.raw is None else {**others, "raw": adata.raw.X}
+    with suppress(AttributeError):  # no raw, or one that is an empty entry in a file
+        others["raw"] = adata.raw.X
+    return others
 
 
 def counts_layer(adata: AnnData, layer: str | None = None) -> sparse.csr_matrix:
