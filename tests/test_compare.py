@@ -235,7 +235,7 @@ def _scores(values: dict[str, tuple[float, float, float]]) -> pd.DataFrame:
 
 
 YES = Assessment("integrate", "There is an effect.", "rule")
-FAILED = Control("null_batch", "Null batch (D1)", "fail", "It alters.", "rule")
+FAILED = Control("null_batch", "Null batch", "fail", "It alters.", "rule")
 
 
 def test_the_best_method_is_recommended():
@@ -282,3 +282,9 @@ def test_plan_runs_methods_without_randomness_once():
 def test_report_can_be_rebuilt(finished):
     finished.report.unlink()
     assert report.build(finished.directory) == finished.report and finished.report.stat().st_size > 10_000
+
+
+def test_higher_scores_with_a_failed_control_are_named():
+    scores = _scores({"pca": (0.4, 0.9, 0.1), "harmony": (0.6, 0.9, 0.7)})
+    _, advice = TASK.rank(scores, {"harmony": [FAILED]}, YES, set())
+    assert advice.method == "pca" and "Harmony (null batch)" in advice.sentence

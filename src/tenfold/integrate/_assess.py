@@ -65,8 +65,9 @@ def assess(adata: AnnData, roles: dict[str, str], seed: int) -> Assessment:
     exceeds = observed["auc"] > np.max(null["auc"]) and observed["auc"] - np.mean(null["auc"]) >= MARGIN
     if exceeds or (labels is None and pure >= 0.3):
         sentence = (
-            f"The batch can be read off the cells (AUC {observed['auc']:.2f}; {np.mean(null['auc']):.2f} when shuffled "
-            "among cells of the same kind): a substantial batch effect, worth integrating."
+            f"A classifier tells the batches apart by expression (AUC {observed['auc']:.2f}, where 0.5 is guessing and "
+            f"1 is certain; {np.mean(null['auc']):.2f} when batches are shuffled among cells of the same kind): a "
+            "substantial batch effect, worth integrating."
         )
         if labels is None and not exceeds:
             sentence = (
@@ -75,8 +76,9 @@ def assess(adata: AnnData, roles: dict[str, str], seed: int) -> Assessment:
             )
         return Assessment("integrate", sentence + _single_batch_types(cells, roles), _RULE, numbers)
     sentence = (
-        f"No substantial batch effect found (AUC {observed['auc']:.2f}; {np.mean(null['auc']):.2f} when shuffled): "
-        "integration not advised. Altering the data would lose information."
+        f"No substantial batch effect found: a classifier hardly tells the batches apart (AUC {observed['auc']:.2f}, "
+        f"where 0.5 is guessing; {np.mean(null['auc']):.2f} when shuffled). Integration is not advised: altering the "
+        "data would lose information."
     )
     return Assessment("not advised", sentence, _RULE, numbers)
 

@@ -101,13 +101,13 @@ class Integration(ComparedTask):
         trial, batch, labels = Trial(make), roles["batch"], roles.get("labels")
         small = largest_batch(adata, batch, seed)
         runs: list[tuple[str, str, Callable[[], tuple[Control, list[Score]]]]] = [
-            ("planted_effect", "Planted batch effect (D6)", lambda: _controls.planted_effect(trial, small, seed)),
-            ("null_batch", "Null batch (D1)", lambda: _controls.null_batch(trial, small, seed)),
-            ("within_batch", "Neighbours within batches (D4)",
+            ("planted_effect", "Planted batch effect", lambda: _controls.planted_effect(trial, small, seed)),
+            ("null_batch", "Null batch", lambda: _controls.null_batch(trial, small, seed)),
+            ("within_batch", "Neighbours within batches",
              lambda: _controls.within_batch(fitted, adata, batch, seed)),
         ]  # fmt: skip
         if labels is not None:
-            runs.append(("removed_type", "Removed cell type (D2)",
+            runs.append(("removed_type", "Removed cell type",
                          lambda: _controls.removed_type(trial, adata, batch, labels, seed)))  # fmt: skip
         done = []
         for name, title, run in runs:
@@ -161,23 +161,41 @@ class Integration(ComparedTask):
             return Recommendation(None, "No method finished, so nothing can be recommended.", [])
         best = order[0]
         reasons = _reasons(parts.loc[best], failed[best])
-        reasons.append("Ranked by the mean of: " + ", ".join(c for c in parts.columns if c != "overall") + ".")
+        reasons.append("Ranked by the mean of these shares; a method that failed a control goes last.")
         if assessment.verdict == "not advised":
-            return Recommendation(
-                self.baseline, f"Integration not advised; stay with {self.baseline}.", [assessment.sentence, *reasons]
-            )
+            sentence = f"Integration not advised; stay with {_title(self.baseline)}."
+            return Recommendation(self.baseline, sentence, [assessment.sentence, *reasons])
         if assessment.verdict == "confounded":
             return Recommendation(None, "No method can be recommended: batch and biology cannot be told apart.",
                                   [assessment.sentence])  # fmt: skip
         if best == self.baseline:
-            return Recommendation(best, f"No method did better than {best} without correction; stay with it.", reasons)
+            return Recommendation(best, self._stay(order, parts, failed), reasons)
         if failed[best]:
-            return Recommendation(None, "Every method failed a control on these data; none is recommended.",
-                                  [f"{name}: {', '.join(failed[name])}" for name in order if failed[name]])  # fmt: skip
+            causes = [f"{_title(name)}: {', '.join(failed[name])}" for name in order if failed[name]]
+            return Recommendation(None, "Every method failed a control on these data; none is recommended.", causes)
         gain = parts.loc[best, "overall"] - parts["overall"].get(self.baseline, np.nan)
         if np.isfinite(gain):
-            reasons.insert(0, f"Overall {gain:+.2f} against {self.baseline} (no integration).")
-        return Recommendation(best, f"Use {best} on these data.", reasons)
+            reasons.insert(0, f"Overall {gain:+.2f} against {_title(self.baseline)} (no integration).")
+        return Recommendation(best, f"Use {_title(best)} on these data.", reasons)
+
+    def _stay(self, order: list[str], parts: pd.DataFrame, failed: dict[str, list[str]]) -> str:
+        """Say why the uncorrected data are to be kept: nothing scored higher, or what did failed a control."""
+        base = _title(self.baseline)
+        higher = [name for name in order if parts.loc[name, "overall"] > parts.loc[self.baseline, "overall"]]
+        if not higher:
+            return f"No method did better than {base} without correction; stay with it."
+        causes = "; ".join(f"{_title(name)} ({', '.join(failed[name]).lower()})" for name in higher)
+        return (
+            f"Stay with {base}, uncorrected, for now: the methods that scored higher failed a control on these data: "
+            f"{causes}."
+        )
+
+
+def _title(name: str) -> str:
+    """Return the title of a method, as the report's tables show it."""
+    from tenfold import catalog
+
+    return catalog.find("integrate", name).info.title if name in catalog.names("integrate") else name
 
 
 def _ranked_parts(scores: pd.DataFrame) -> pd.DataFrame:
