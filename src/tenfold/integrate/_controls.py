@@ -241,7 +241,9 @@ def planted_effect(trial: Trial, adata: AnnData, seed: int) -> tuple[Control, li
         return nearest(components(cells))
 
     def in_own_space(cells: AnnData) -> np.ndarray:
-        return Representation.of(trial.fit(cells, batch=False, seed=seed + 1)).neighbors()
+        # Truth from another seed than what is held against it: two fits of one seed agree for that alone.
+        own_seed = seed + 1 if cells is adata else seed
+        return Representation.of(trial.fit(cells, batch=False, seed=own_seed)).neighbors()
 
     numbers = _recovery(found, *(in_pcs(cells) for cells in (adata, planted, thinned)))
     judged_on = numbers
@@ -250,7 +252,7 @@ def planted_effect(trial: Trial, adata: AnnData, seed: int) -> tuple[Control, li
         numbers |= {f"{name}_in_own_space": value for name, value in judged_on.items()}
     numbers["other_half_among_neighbors"] = 1 - metrics.neighbor_purity(found, halves)
     numbers["cells"] = adata.n_obs
-    verdict = "pass" if judged_on["regained"] >= 0.5 else "warn" if judged_on["regained"] >= 0.2 else "fail"
+    verdict = _judge_recovery(judged_on)
     where = " (in the model's own latent space)" if judged_on is not numbers else ""
     sentence = (
         f"{judged_on['recovered']:.0%} of the true neighbours are found again after a known batch effect was planted"
@@ -258,9 +260,9 @@ def planted_effect(trial: Trial, adata: AnnData, seed: int) -> tuple[Control, li
         "lower depth mattered."
     )
     rule = (
-        "Share regained of the neighbours that the planted effect hides: pass from 0.5, warn from 0.2. True neighbours "
-        "are those of the untouched cells: in principal components, or, for a model with a latent space of its own, in "
-        "that model's fit of them."
+        "Share regained of the neighbours that the planted effect hides: pass from 0.5, warn from 0.2; where it hides "
+        "less than 5 % of them, pass if no more than 5 % are lost, warn up to 15 %. True neighbours are those of the "
+        "untouched cells: in principal components, or, for a model with a latent space of its own, in its fit of them."
     )
     control = Control("planted_effect", "Planted batch effect", verdict, sentence, rule, numbers)
     return control, [Score("control", "recovered_neighbors", numbers["recovered"])]
@@ -271,6 +273,12 @@ def _recovery(found: np.ndarray, truth: np.ndarray, hidden: np.ndarray, thinned:
     recovered, floor, ceiling = (metrics.neighbor_overlap(truth, near) for near in (found, hidden, thinned))
     regained = (recovered - floor) / max(ceiling - floor, 1e-6)
     return {"recovered": recovered, "without_integration": floor, "ceiling": ceiling, "regained": regained}
+
+
+def _judge_recovery(found: dict[str, float]) -> Verdict:
+    if found["ceiling"] - found["without_integration"] < 0.05:  # hardly anything is hidden, so shares of it are noise
+        return judged(found["without_integration"] - found["recovered"])
+    return "pass" if found["regained"] >= 0.5 else "warn" if found["regained"] >= 0.2 else "fail"
 
 
 def _planted(adata: AnnData, halves: np.ndarray, seed: int, strength: float = 0.4, ambient: float = 0.05) -> AnnData:
