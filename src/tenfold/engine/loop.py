@@ -11,6 +11,7 @@ import torch
 from torch.nn import Module
 
 from tenfold.data.bar import Bar
+from tenfold.engine import devices
 from tenfold.engine.checkpoint import Checkpoint, fingerprint_of, noted_interruption
 from tenfold.engine.devices import find_device, make_fabric, random_state, seeded, set_random_state, share_weights
 from tenfold.engine.guard import NotFiniteError, TermMeans, breakdown, broken_weights
@@ -160,7 +161,12 @@ class _Training:
         steps = sum(phase.epochs for phase in self.phases) * len(self.train)
         self.bar = Bar(self.name, steps, progress and self.fabric.is_global_zero)
         stream = f"fit {self.fabric.global_rank}"
-        with seeded(self.seed, stream, self.device), noted_interruption(bool(self.checkpoint)) as self.interrupted:
+        weights = sum(parameter.numel() for parameter in self.net.parameters())
+        threads = devices.threads_for(weights * len(self.train.index) / len(self.train))
+        with (
+            threads, seeded(self.seed, stream, self.device),
+            noted_interruption(bool(self.checkpoint)) as self.interrupted,
+        ):  # fmt: skip
             if self.checkpoint and (stored := self.checkpoint.load()):
                 self._restore(stored)
             share_weights(self.fabric, self.net)
