@@ -21,7 +21,7 @@ def catalog_table() -> str:
     for task, info in TASKS.items():
         for name in catalog.names(task):
             method = catalog.find(task, name).info
-            rows.append(f"| {info.title} | {method.title} | `{name}` | {method.family} | {method.readiness} |")
+            rows.append(f"| {info.title} | {method.title} | `{name}` | {method.family} | {method.readiness_for(task)} |")
     return "\n".join(rows)
 
 
@@ -51,7 +51,7 @@ def method_page(cls: type[Method]) -> str:
         "Tasks": ", ".join(f"`{task}`" for task in info.tasks),
         "Family": f"{info.family}, {info.year}",
         "Source": f"[{info.doi}](https://doi.org/{info.doi})",
-        "Readiness": info.readiness,
+        "Readiness": ", ".join(f"{info.readiness_for(task)} (`{task}`)" for task in info.tasks),
         "Gives": ", ".join(info.gives),
         "Needs": ", ".join(f"`{role}`: the {ROLES[role]}" for role in info.needs) or "counts only",
         "Also takes": ", ".join(f"`{role}`" for role in info.accepts) or "nothing more",

@@ -172,8 +172,9 @@ def evidence(name: str | None = None) -> list[dict[str, Any]]:
 
 
 def evidence_level(name: str) -> str:
-    """Return the strongest kind of passed evidence for a method: parity, published, check or none."""
-    kinds = {record["kind"] for record in evidence(name) if record["passed"]}
+    """Return the strongest kind of evidence of which every record passed: parity, published, check or none."""
+    records = evidence(name)
+    kinds = {record["kind"] for record in records} - {record["kind"] for record in records if not record["passed"]}
     return next((kind for kind in _RANK if kind in kinds), "none")
 
 
@@ -205,7 +206,7 @@ def methods(task: str | None = None) -> pd.DataFrame:
                         "year": info.year,
                         "needs": ", ".join(("counts", *info.needs)),
                         "gives": ", ".join(info.gives),
-                        "readiness": info.readiness,
+                        "readiness": info.readiness_for(served),
                         "doi": info.doi,
                         "evidence": evidence_level(name),
                     }

@@ -62,8 +62,8 @@ class MethodInfo:
     doi: str
     #: What it produces, in words of the catalog (``"embedding"``, ``"graph"``, ``"expression"``, ...).
     gives: tuple[str, ...]
-    #: The review's verdict, overridden only by our own measurements.
-    readiness: Readiness
+    #: The review's verdict, overridden only by our own measurements; by task where it differs between them.
+    readiness: Readiness | dict[str, Readiness]
     #: When to use it, in one sentence.
     advice: str
     #: Data roles that must, or may, be given (beside ``layer`` and ``key_added``).
@@ -73,6 +73,10 @@ class MethodInfo:
     stochastic: bool = True
     #: Whether it is shown the labels it may be scored on; such methods are ranked apart.
     sees_labels: bool = False
+
+    def readiness_for(self, task: str) -> Readiness:
+        """Return the readiness for one of the tasks."""
+        return self.readiness[task] if isinstance(self.readiness, dict) else self.readiness
 
 
 class Method(Parametrised):

@@ -80,7 +80,7 @@ def empty_record(job: Job) -> dict[str, Any]:
         "versions": {"tenfold": __version__},
         "warnings": [],
         "doi": info.doi,
-        "readiness": info.readiness,
+        "readiness": info.readiness_for(job.task),
         "sees_labels": info.sees_labels,
         "fingerprint": job.fingerprint,
         "scores": [],

@@ -103,7 +103,7 @@ class SCVI(CountModelMethod):
         doi="10.1038/s41592-018-0229-2",
         accepts=("batch", "labels", "size_factor", "categorical_covariates", "continuous_covariates"),
         gives=("embedding", "expression", "synthetic cells", "differential expression", "held-out likelihood"),
-        readiness="recommended",
+        readiness={"embed": "recommended", "integrate": "usable", "denoise": "caution", "generate": "usable"},
         advice="For large data with strong batch effects, and where denoising or sampling needs a model of counts.",
     )
 
