@@ -43,7 +43,8 @@ class FastMNN(Method, Embedder, Corrector):
     **Do not use it** where two batches may share no type: the nearest types are merged all the same; look at the
     warnings, `merges_` and `lost_variance_`. Antonsson & Melsted (2025) found that MNN methods alter data most, also
     where batches differ in nothing: compare with Harmony, and set `min_batch_skip` (0.1 is a start) if batches may
-    have no effect. The result depends on the order of merges. The expression is of rank `n_components`, on the scale
+    have no effect. Two types that one batch each holds alone are readily paired with one another, and the batches that
+    move are smoothed: more components than the data have signal make that worse. The result depends on the order of merges. The expression is of rank `n_components`, on the scale
     of cosine-normalised cells: for display, not for tests of differential expression.
 
     **Cost**: about 20 seconds of processor time for 30,000 cells in 2 batches, most of it in the search of neighbours;
@@ -121,7 +122,7 @@ class FastMNN(Method, Embedder, Corrector):
         needs=("batch",),
         gives=("embedding", "expression"),
         stochastic=False,
-        readiness="usable",
+        readiness="caution",
         advice="For batches that share only some cell types; it alters data without a batch effect more than Harmony.",
     )
 
