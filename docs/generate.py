@@ -21,7 +21,8 @@ def catalog_table() -> str:
     for task, info in TASKS.items():
         for name in catalog.names(task):
             method = catalog.find(task, name).info
-            rows.append(f"| {info.title} | {method.title} | `{name}` | {method.family} | {method.readiness_for(task)} |")
+            cells = (info.title, method.title, f"`{name}`", method.family, method.readiness_for(task))
+            rows.append(f"| {' | '.join(cells)} |")
     return "\n".join(rows)
 
 
