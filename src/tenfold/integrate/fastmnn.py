@@ -44,8 +44,9 @@ class FastMNN(Method, Embedder, Corrector):
     warnings, `merges_` and `lost_variance_`. Antonsson & Melsted (2025) found that MNN methods alter data most, also
     where batches differ in nothing: compare with Harmony, and set `min_batch_skip` (0.1 is a start) if batches may
     have no effect. Two types that one batch each holds alone are readily paired with one another, and the batches that
-    move are smoothed: more components than the data have signal make that worse. The result depends on the order of merges. The expression is of rank `n_components`, on the scale
-    of cosine-normalised cells: for display, not for tests of differential expression.
+    move are smoothed: more components than the data have signal make that worse. The result depends on the order of
+    merges. The expression is of rank `n_components`, on the scale of cosine-normalised cells: for display, not for
+    tests of differential expression.
 
     **Cost**: about 20 seconds of processor time for 30,000 cells in 2 batches, most of it in the search of neighbours;
     memory stays linear in cells. `write` stores a dense layer, 4 bytes × cells × genes: for large data take

@@ -29,7 +29,8 @@ class SeuratCCA(SeuratAnchors):
 
     **Do not use it** where batches hold different types or one condition each: it aligns what correlates most and
     over-corrects more readily than `seurat_rpca` or Harmony; unique types of two batches are paired with one another,
-    and the cells that move lose a third of their variance in our checks. Corrected expression is for display: test on counts.
+    and the cells that move lose a third of their variance in our checks. Corrected expression is for display: test on
+    counts.
 
     **Cost**: linear in cells but for the search of neighbours: about a minute of processor time for 30,000 cells in 2
     batches; the products of genes are summed once a batch, the cells × cells matrix is never formed. The number of
