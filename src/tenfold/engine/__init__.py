@@ -25,19 +25,20 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from tenfold.data.minibatches import Batch, Minibatches, split
     from tenfold.engine.devices import seeded
     from tenfold.engine.history import History
     from tenfold.engine.loop import fit
-    from tenfold.engine.minibatches import Minibatches, predict, split
-    from tenfold.engine.phases import Batch, EarlyStopping, Phase, Progress, Step
+    from tenfold.engine.phases import EarlyStopping, Phase, Progress, Step
+    from tenfold.engine.prediction import predict
 
 __all__ = ["Batch", "EarlyStopping", "History", "Minibatches", "Phase", "Progress", "Step"]  # classes, then functions
 __all__ += ["fit", "predict", "seeded", "split"]
-_HOMES = {"History": "history", "Minibatches": "minibatches", "fit": "loop", "predict": "minibatches"}
-_HOMES |= {"seeded": "devices", "split": "minibatches"}
+_HOMES = {"History": "engine.history", "fit": "engine.loop", "predict": "engine.prediction", "seeded": "engine.devices"}
+_HOMES |= dict.fromkeys(("Batch", "Minibatches", "split"), "data.minibatches")
 
 
 def __getattr__(name: str) -> Any:
     if name not in __all__:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    return getattr(import_module(f"{__name__}.{_HOMES.get(name, 'phases')}"), name)
+    return getattr(import_module(f"tenfold.{_HOMES.get(name, 'engine.phases')}"), name)

@@ -108,10 +108,13 @@ def set_random_state(state: dict[str, Any], device: torch.device) -> None:
 
 
 @contextmanager
-def threads_for(products: float) -> Iterator[None]:
-    """Compute on one thread in the block where a minibatch has few products; a fixed rule, so that results repeat."""
+def threads_for(products: float, reading: bool = False) -> Iterator[None]:
+    """Compute on one thread in the block where a minibatch has few products; a fixed rule, so that results repeat.
+
+    With `reading`, a thread that reads from disk beside the others takes the place of one.
+    """
     before = torch.get_num_threads()
-    torch.set_num_threads(1 if products <= FEW_PRODUCTS else before)
+    torch.set_num_threads(1 if products <= FEW_PRODUCTS else max(1, before - reading))
     try:
         yield
     finally:

@@ -11,12 +11,12 @@ import torch
 from torch.nn import Module
 
 from tenfold.data.bar import Bar
+from tenfold.data.minibatches import Minibatches, split
 from tenfold.engine import devices
 from tenfold.engine.checkpoint import Checkpoint, fingerprint_of, noted_interruption
 from tenfold.engine.devices import find_device, make_fabric, random_state, seeded, set_random_state, share_weights
 from tenfold.engine.guard import NotFiniteError, TermMeans, breakdown, broken_weights
 from tenfold.engine.history import History
-from tenfold.engine.minibatches import Minibatches, split
 from tenfold.engine.phases import Phase, Progress, named_terms
 from tenfold.engine.updates import Updates
 from tenfold.errors import ParameterError, closest
@@ -162,7 +162,7 @@ class _Training:
         self.bar = Bar(self.name, steps, progress and self.fabric.is_global_zero)
         stream = f"fit {self.fabric.global_rank}"
         weights = sum(parameter.numel() for parameter in self.net.parameters())
-        threads = devices.threads_for(weights * len(self.train.index) / len(self.train))
+        threads = devices.threads_for(weights * len(self.train.index) / len(self.train), bool(self.train.streamed))
         with (
             threads, seeded(self.seed, stream, self.device),
             noted_interruption(bool(self.checkpoint)) as self.interrupted,

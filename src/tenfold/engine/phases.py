@@ -10,6 +10,7 @@ import torch
 from torch.nn import Module, Parameter
 from torch.optim import Optimizer
 
+from tenfold.data.minibatches import Batch
 from tenfold.errors import ParameterError
 
 if TYPE_CHECKING:
@@ -17,8 +18,6 @@ if TYPE_CHECKING:
 
     from tenfold.engine.history import History
 
-#: A minibatch: a tensor or `SparseRows` for each entry of the data, and ``"index"``.
-Batch = dict[str, Any]
 #: What a loss returns: the scalar to minimise, or a dict in which ``"loss"`` is that scalar and the rest is recorded.
 Terms = torch.Tensor | dict[str, torch.Tensor]
 Loss = Callable[[Module, Batch, "Progress"], Terms]

@@ -3,23 +3,21 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from itertools import pairwise
 from typing import Any
 
 import numpy as np
 import torch
 from scipy import sparse
-from torch.nn import Module
 
-from tenfold.data.bar import Bar
 from tenfold.data.blocks import buffer_rows, dealt, follow, in_order
 from tenfold.data.streamed import StreamedCounts
-from tenfold.engine.devices import find_device, seeded
-from tenfold.engine.phases import Batch
 from tenfold.errors import DataError, ParameterError
 from tenfold.kernels.rows import take_rows
 
+#: A minibatch: a tensor or `SparseRows` for each entry of the data, and ``"index"``.
+Batch = dict[str, Any]
 #: Batch norm needs two cells at least, and a mean over two is noise; a shorter last batch joins the one before.
 SMALLEST_BATCH = 3
 
@@ -64,6 +62,11 @@ class Minibatches:
     share
         Process and number of processes: which part of every batch to take.
 
+    Attributes
+    ----------
+    streamed
+        The entries that are read from disk.
+
     Raises
     ------
     DataError
@@ -94,7 +97,7 @@ class Minibatches:
         if batch_size is not None and batch_size < 1:
             raise ParameterError(f"batch_size is {batch_size}; it must be at least 1.")
         self.data = {name: _prepared(value) for name, value in data.items()}
-        self._streamed = {name: value for name, value in self.data.items() if isinstance(value, StreamedCounts)}
+        self.streamed = {name: value for name, value in self.data.items() if isinstance(value, StreamedCounts)}
         self.shuffle, self.seed = shuffle, seed
         self.device = torch.device(device)
         self._share = None if weights is None else _shares(np.asarray(weights, dtype=np.float64), n_cells, self.index)
@@ -114,7 +117,7 @@ class Minibatches:
 
     def epoch(self, number: int = 0, start: int = 0) -> Iterator[Batch]:
         """Iterate over the batches of an epoch, from batch `start` on."""
-        if self._streamed:
+        if self.streamed:
             yield from self._from_disk(number, start)
             return
         order = self.order(number)
@@ -123,24 +126,24 @@ class Minibatches:
 
     def _from_disk(self, number: int, start: int) -> Iterator[Batch]:
         rows = self.order(number)
-        capacity = min(buffer_rows(counts) for counts in self._streamed.values())
+        capacity = min(buffer_rows(counts) for counts in self.streamed.values())
         if self.shuffle or self._share is not None:
             # Each process reads its own blocks, and is given its share of every minibatch from them.
             order, cuts = dealt(rows, capacity, self.seed, number, (self._process, self._processes))
         else:
             order, cuts = rows, in_order(rows, capacity)
         edges = [round(edge * len(order) / len(rows)) for edge in self._edges[start:]]
-        readers = [follow(counts, order, cuts, edges) for counts in self._streamed.values()]
+        readers = [follow(counts, order, cuts, edges) for counts in self.streamed.values()]
         for (first, last), *parts in zip(pairwise(edges), *readers, strict=True):
-            yield self.take(order[first:last], dict(zip(self._streamed, parts, strict=True)))
+            yield self.take(order[first:last], dict(zip(self.streamed, parts, strict=True)))
 
     def order(self, number: int) -> np.ndarray:
         """Return the rows of epoch `number` in the order they are visited; of data on disk, ascending."""
         generator = np.random.default_rng([self.seed, 2, number])
         if self._share is not None:
             chosen = generator.choice(self.index, size=len(self.index), p=self._share)
-            return np.sort(chosen) if self._streamed else chosen
-        return generator.permutation(self.index) if self.shuffle and not self._streamed else self.index
+            return np.sort(chosen) if self.streamed else chosen
+        return generator.permutation(self.index) if self.shuffle and not self.streamed else self.index
 
     def replace(self, name: str, value: Any) -> None:
         """Set an entry of the data, new or not; DataError if it does not have one row a cell."""
@@ -154,7 +157,7 @@ class Minibatches:
         index = torch.from_numpy(rows)
         batch: Batch = {"index": index, **(found or {})}
         for name, value in self.data.items():
-            if name in self._streamed:
+            if name in self.streamed:
                 continue
             batch[name] = value.index_select(0, index) if isinstance(value, torch.Tensor) else take_rows(value, rows)
         if self.device.type != "cpu":
@@ -177,69 +180,3 @@ def _shares(weights: np.ndarray, n_cells: int, index: np.ndarray) -> np.ndarray:
     if weights.shape != (n_cells,) or not np.isfinite(weights).all() or weights.min() < 0 or weights[index].sum() <= 0:
         raise DataError(f"Sampling weights must be {n_cells} finite numbers, none negative and not all zero.")
     return weights[index] / weights[index].sum()
-
-
-def predict(
-    net: Module,
-    data: dict[str, Any],
-    function: Callable[[Module, Batch], Any],
-    *,
-    batch_size: int = 1024,
-    index: np.ndarray | None = None,
-    device: str | None = None,
-    seed: int = 0,
-    show: str = "",
-) -> Any:
-    """Apply a function to all cells, in evaluation mode and without gradients.
-
-    Parameters
-    ----------
-    net
-        The network; its training mode is as before afterwards.
-    data
-        As for `Minibatches`.
-    function
-        ``function(net, batch)`` returns a tensor with one row a cell, or a dict of such.
-    batch_size
-        Cells at a time.
-    index
-        Rows to predict for; default all.
-    device
-        Where to compute; default where the network is.
-    seed
-        For functions that draw random numbers. The caller's random state is left alone.
-    show
-        Name of a progress bar; default none.
-
-    Returns
-    -------
-    NumPy array, or dict of arrays, with rows in the order of `index`.
-    """
-    here = next((parameter.device for parameter in net.parameters()), torch.device("cpu"))
-    target = here if device is None else find_device(device)
-    batches = Minibatches(data, batch_size, index=index, shuffle=False, device=target)
-    parts: dict[str, np.ndarray] = {}
-    bar = Bar(show, len(batches.index), bool(show))
-    modes = [(module, module.training) for module in net.modules()]
-    net.to(target).eval()
-    try:
-        with torch.no_grad(), seeded(seed, "predict", target):
-            done = 0
-            for batch in batches.epoch():
-                result = function(net, batch)
-                rows = slice(done, done + len(batch["index"]))
-                done = rows.stop
-                bar.show(done)
-                for name, value in (result if isinstance(result, dict) else {"": result}).items():
-                    if name not in parts:
-                        parts[name] = np.empty((len(batches.index), *value.shape[1:]), _numpy_type(value))
-                    parts[name][rows] = value.float().cpu() if value.is_floating_point() else value.cpu()
-    finally:
-        bar.close()
-        for module, mode in modes:
-            module.training = mode
-    return parts if isinstance(result, dict) else parts[""]
-
-
-def _numpy_type(value: torch.Tensor) -> np.dtype:
-    return np.dtype("float32") if value.is_floating_point() else value.new_empty(0, device="cpu").numpy().dtype
