@@ -27,6 +27,12 @@ def compare(
         float | None,
         typer.Option(metavar="GIB", help="Memory that one run may take (default: 80 % of what is free).", min=0.1),
     ] = None,
+    scheduler: Annotated[
+        str | None,
+        typer.Option(
+            metavar="ADDRESS", help="Run on the workers of a Dask cluster; the folder must be shared by them."
+        ),
+    ] = None,
     modality: Modality = "rna",
     resume: Annotated[
         bool, typer.Option("--resume", metavar=NO_VALUE, help="Go on in the folder; runs that are done are kept.")
@@ -55,7 +61,7 @@ def compare(
         result = compare_methods(
             task, read(data, modality), methods,
             out=out, seeds=seeds, timeout=timeout, memory_gb=memory_gb, controls=not no_controls,
-            resume=resume, overwrite=overwrite, name=data.name, console=errors(), **roles,
+            resume=resume, overwrite=overwrite, scheduler=scheduler, name=data.name, console=errors(), **roles,
         )  # fmt: skip
     show_comparison(result)
 
