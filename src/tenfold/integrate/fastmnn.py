@@ -48,8 +48,8 @@ class FastMNN(Method, Embedder, Corrector):
     merges. The expression is of rank `n_components`, on the scale of cosine-normalised cells: for display, not for
     tests of differential expression.
 
-    **Cost**: about 20 seconds of processor time for 30,000 cells in 2 batches, most of it in the search of neighbours;
-    memory stays linear in cells. `write` stores a dense layer, 4 bytes × cells × genes: for large data take
+    **Cost**: about 7 seconds of processor time for 30,000 cells in 4 batches; the exact search of neighbours makes it
+    quadratic beyond, while memory stays linear (benchmarks/anchors.py). `write` stores a dense layer, 4 bytes × cells × genes: for large data take
     ``embed()`` or ``correct(genes=...)`` instead.
 
     **Writes** ``obsm["X_fastmnn"]`` and ``layers["fastmnn"]`` (all genes).

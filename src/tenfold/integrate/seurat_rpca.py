@@ -31,8 +31,8 @@ class SeuratRPCA(SeuratAnchors):
     **Do not use it** under strong batch effects, where the components of one batch say little about another: few
     anchors remain. Not where one condition fills one batch. Corrected expression is for display: test on counts.
 
-    **Cost**: linear in cells but for the search of neighbours: about half a minute of processor time for 30,000 cells
-    in 2 batches. The number of pairs of batches grows quadratically. `write` stores a dense layer, 4 bytes × cells ×
+    **Cost**: linear in cells but for the search of neighbours: about 9 seconds of processor time for 30,000 cells in 4
+    batches. The number of pairs of batches grows quadratically. `write` stores a dense layer, 4 bytes × cells ×
     genes: for large data take ``embed()`` or ``correct(genes=...)`` instead.
 
     **Writes** ``obsm["X_seurat_rpca"]`` and ``layers["seurat_rpca"]`` (all genes).

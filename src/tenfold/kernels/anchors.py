@@ -16,6 +16,7 @@ from scipy import sparse
 
 from tenfold.kernels.knn import knn
 
+_EXACT_PAIRS = 10_000_000_000
 _BLOCK_ENTRIES = 1 << 22  # weights or distances at a time: 16 MB
 
 
@@ -36,13 +37,15 @@ def mutual_pairs(left: np.ndarray, right: np.ndarray, k_left: int, k_right: int,
     k_left, k_right
         Number of neighbours sought among the left, and among the right cells.
     exact
-        As in `tenfold.kernels.knn.knn`: by default the true neighbours, up to 50,000 cells on the side searched.
+        As in `tenfold.kernels.knn.knn`, but by default the true neighbours up to 10^10 pairs of cells: one side is
+        searched once only, so that building an index for an approximate search does not pay earlier.
 
     Raises
     ------
     DataError
         A side has fewer cells than neighbours.
     """
+    exact = len(left) * len(right) <= _EXACT_PAIRS if exact is None else exact
     to_right, _ = knn(left, right, k_right, exact=exact)
     to_left, _ = knn(right, left, k_left, exact=exact)
     return mutual(to_right, to_left)
