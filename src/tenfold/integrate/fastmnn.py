@@ -49,8 +49,8 @@ class FastMNN(Method, Embedder, Corrector):
     tests of differential expression.
 
     **Cost**: about 7 seconds of processor time for 30,000 cells in 4 batches; the exact search of neighbours makes it
-    quadratic beyond, while memory stays linear (benchmarks/anchors.py). `write` stores a dense layer, 4 bytes × cells × genes: for large data take
-    ``embed()`` or ``correct(genes=...)`` instead.
+    quadratic beyond, while memory stays linear. `write` stores a dense layer, 4 bytes × cells × genes: for large data
+    take ``embed()`` or ``correct(genes=...)`` instead.
 
     **Writes** ``obsm["X_fastmnn"]`` and ``layers["fastmnn"]`` (all genes).
 

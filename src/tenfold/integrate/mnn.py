@@ -36,7 +36,8 @@ class MNN(Method, Embedder, Corrector):
     tests of differential expression. The result depends on the order of merges.
 
     **Cost**: quadratic in cells, and in memory 4 bytes × cells × selected genes: 10,000 cells in 4 batches take
-    some 11 seconds of processor time, 100,000 many minutes. `correct` and `write` repeat the smoothing for the genes that are asked for.
+    some 11 seconds of processor time, 100,000 many minutes. `correct` and `write` repeat the smoothing for the genes
+    that are asked for.
 
     **Writes** ``obsm["X_mnn"]`` (components of the corrected variable genes) and ``layers["mnn"]`` (all genes).
 

@@ -32,8 +32,8 @@ class SeuratCCA(SeuratAnchors):
     and the cells that move lose a third of their variance in our checks. Corrected expression is for display: test on
     counts.
 
-    **Cost**: linear in cells but for the search of neighbours: about half a minute of processor time for 30,000 cells in
-    4 batches; the products of genes are summed once a batch, the cells × cells matrix is never formed. The number of
+    **Cost**: linear in cells but for the search of neighbours: half a minute of processor time for 30,000 cells in 4
+    batches; the products of genes are summed once a batch, the cells × cells matrix is never formed. The number of
     pairs of batches grows quadratically. `write` stores a dense layer, 4 bytes × cells × genes: for large data take
     ``embed()`` or ``correct(genes=...)`` instead.
 
