@@ -18,7 +18,7 @@ DEPTH = 200
 BLOCK = 10_000
 
 
-def write_cells(path: Path, n_cells: int, seed: int = 0) -> str:
+def write_cells(path: Path, n_cells: int, seed: int = 0, compression: str | None = None) -> str:
     """Write `n_cells` × 2,000 counts as `AnnData.write_h5ad` would, holding one block at a time.
 
     Every batch has a tenth of the cells and every type a twelfth of them. Counts of a cell are multinomial with the
@@ -45,7 +45,7 @@ def write_cells(path: Path, n_cells: int, seed: int = 0) -> str:
             if start == 0:
                 write_elem(file, "/", ad.AnnData(sparse.csr_matrix((0, N_GENES), dtype=np.float32)))
                 del file["raw"]
-                write_elem(file, "X", block)
+                write_elem(file, "X", block, dataset_kwargs={"compression": compression})
             else:
                 sparse_dataset(file["X"]).append(block)
         names = [f"cell_{i}" for i in range(n_cells)]

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import zlib
 from collections.abc import Iterator
+from functools import partial
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
@@ -16,10 +17,12 @@ from scipy import sparse
 from tenfold.data import counts as checks
 from tenfold.data.bar import Bar
 from tenfold.data.chunks import chunked, damaged
-from tenfold.errors import ResourceError, TenfoldError
+from tenfold.data.reading import guarded
+from tenfold.errors import ResourceError
 from tenfold.kernels.counting import cut
 
-#: A matrix on disk that would take more bytes in memory than this stays there, as does one of an eighth of free memory.
+#: A matrix on disk that would take more bytes in memory than this stays there. Free memory plays no part: the order of
+#: cells in training depends on where they are, and the same seed is to give the same result whatever else runs.
 LARGEST_LOADED = 2**29
 #: Bytes of a stored entry in memory: a 4-byte column and a 4-byte count.
 ENTRY = 8
@@ -43,12 +46,12 @@ def stays_on_disk(matrix: Any) -> bool:
     """
     from anndata.abc import CSCDataset, CSRDataset
 
-    free = free_memory()
     if isinstance(matrix, CSRDataset):
-        return ENTRY * _stored(matrix) > min(LARGEST_LOADED, free / 8)
+        return ENTRY * _stored(matrix) > LARGEST_LOADED
     by_gene = isinstance(matrix, CSCDataset)
     if by_gene or (not isinstance(matrix, np.ndarray) and type(matrix).__name__ in ("Dataset", "Array")):
         size = ENTRY * _stored(matrix) if by_gene else np.dtype(matrix.dtype).itemsize * float(np.prod(matrix.shape))
+        free = free_memory()
         if size > free / 2:
             raise ResourceError(
                 f"The matrix on disk takes {size / 2**30:.1f} GB in memory, and {free / 2**30:.1f} GB are free. It can "
@@ -157,19 +160,16 @@ class StreamedCounts:
     @classmethod
     def of(cls, matrix: Any, progress: bool = True) -> StreamedCounts:
         """Open a CSR matrix: SciPy's, or anndata's dataset in HDF5 or Zarr."""
-        parts, name = matrix, Path("memory")
-        if not sparse.issparse(matrix):
-            group = matrix.group
-            parts = {key: group[key] for key in ("indptr", "indices", "data")}
-            name = Path(group.file.filename if hasattr(group, "file") else str(group.store_path))
-        indptr, indices, values = (
-            getattr(parts, key) if parts is matrix else parts[key] for key in ("indptr", "indices", "data")
+        n_genes, keys, name = matrix.shape[1], ("indptr", "indices", "data"), Path("memory")
+        if sparse.issparse(matrix):
+            parts = [getattr(matrix, key) for key in keys]
+        else:
+            parts = [matrix.group[key] for key in keys]
+            name = Path(matrix.group.file.filename if hasattr(matrix.group, "file") else str(matrix.group.store_path))
+        return guarded(
+            name,
+            lambda: cls(parts[0][:], chunked(parts[1]), chunked(parts[2]), np.arange(n_genes), n_genes, name, progress),
         )
-        with _named(name):
-            return cls(
-                indptr[:], chunked(indices), chunked(values), np.arange(matrix.shape[1]), matrix.shape[1], name,
-                progress,
-            )  # fmt: skip
 
     @property
     def checksum(self) -> int:
@@ -250,9 +250,9 @@ class StreamedCounts:
         kind = self.values.dtype if raw and (self.values.dtype.kind in "iu" or self.values.dtype == "f8") else "f4"
         out = np.zeros(len(rows) + 1, np.int64), np.empty(size, np.int32), np.empty(size, kind)
         edges = self._groups(starts, stops)
-        with _named(self.name):
-            for first, last in pairwise(edges):
-                self._fill(starts[first:last], stops[first:last], out[0][first : last + 1], *out[1:])
+        for first, last in pairwise(edges):
+            part = starts[first:last], stops[first:last], out[0][first : last + 1], *out[1:]
+            guarded(self.name, partial(self._fill, *part))
         end = int(out[0][-1])
         wide = np.int32 if end < 2**31 else np.int64
         found = sparse.csr_matrix(
@@ -282,17 +282,3 @@ class StreamedCounts:
         done = np.cumsum(stops - starts + np.where(gaps <= GAP, np.maximum(gaps, 0), 0))
         marks = np.arange(AT_ONCE, int(done[-1]) if len(done) else 0, AT_ONCE)
         return np.unique(np.concatenate([[0], np.searchsorted(done, marks) + 1, [len(starts)]])).tolist()
-
-
-class _named:
-    """Whatever a library raises on a damaged file in this block becomes a FileFormatError."""
-
-    def __init__(self, name: Path):
-        self.name = name
-
-    def __enter__(self) -> None:
-        pass
-
-    def __exit__(self, kind: Any, error: BaseException | None, trace: Any) -> None:
-        if isinstance(error, Exception) and not isinstance(error, (TenfoldError, MemoryError)):
-            raise damaged(self.name, (str(error).splitlines() or [type(error).__name__])[0]) from error
