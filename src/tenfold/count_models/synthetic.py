@@ -85,7 +85,7 @@ def _draw(
     from tenfold.nn.priors import Gaussian
 
     def draw(net: Any, batch: dict[str, Any]) -> Any:
-        z = torch.randn_like(batch["mean"]) if prior else Gaussian(batch["mean"], batch["variance"]).sample()
+        z = net.draw_prior(batch) if prior else Gaussian(batch["mean"], batch["variance"]).sample()
         return net.model(batch, z, batch["log_size"]).sample().to(torch.int32)
 
     cells = {name: value[rows] for name, value in fitted.items()}

@@ -124,6 +124,10 @@ class ConditionalVAE(nn.Module):
         mean, variance = prior[:, :1].expand(2, len(batch["log_size"])) if levels is None else prior[:, levels[:, 0]]
         return Gaussian(mean[:, None], variance[:, None])
 
+    def draw_prior(self, batch: Batch) -> Tensor:
+        """Draw a latent variable for each cell from the prior, shape (n_cells, n_latent)."""
+        return torch.randn(len(batch["log_size"]), self.encoder.n_latent, device=batch["log_size"].device)
+
     def terms(self, batch: Batch, kl_weight: float = 1.0) -> dict[str, Tensor]:
         """Return the loss of a minibatch and its parts, means over its cells, in nats.
 
