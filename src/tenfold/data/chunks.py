@@ -24,20 +24,27 @@ class ChunkedArray:
         own = getattr(array, "chunks", None)
         self.chunk = max(1, chunk or (own[0] if own else STEP))
 
-    def load(self, number: int) -> np.ndarray:
-        """Return the elements of one chunk."""
+    def load(self, number: int, needed: int) -> np.ndarray:
+        """Return the elements of one chunk, the first `needed` of them at least."""
         return np.asarray(self.array[number * self.chunk : (number + 1) * self.chunk])
 
     def read(self, starts: np.ndarray, stops: np.ndarray) -> np.ndarray:
         """Return the elements of these ranges, which ascend, one after another."""
         out = np.empty(int((stops - starts).sum()), self.dtype)
+        ranges = list(zip(starts.tolist(), stops.tolist(), strict=True))
+        # How much of a chunk is needed, where a range ends in it: the last range that touches a chunk decides.
+        needed: dict[int, int] = {}
+        for start, stop in ranges:
+            last = (stop - 1) // self.chunk
+            needed[start // self.chunk] = self.chunk
+            needed[last] = stop - last * self.chunk
         done, held = 0, -1
         values = out
-        for start, stop in zip(starts.tolist(), stops.tolist(), strict=True):
+        for start, stop in ranges:
             while start < stop:
                 number = start // self.chunk
                 if number != held:
-                    held, values = number, self.load(number)
+                    held, values = number, self.load(number, needed.get(number, self.chunk))
                 first = number * self.chunk
                 end = min(stop, first + self.chunk)
                 out[done : done + end - start] = values[start - first : end - first]
@@ -70,12 +77,14 @@ class HDF5Array(ChunkedArray):
         if len(offsets) < needed or (len(ends) and ends.max() > os.fstat(self._file.fileno()).st_size):
             raise damaged(self.path, "part of the matrix is missing: copying or downloading it was cut short")
 
-    def load(self, number: int) -> np.ndarray:
-        """Return the elements of one chunk."""
-        raw = self._bytes(int(self.offsets[number]), int(self.sizes[number]))
+    def load(self, number: int, needed: int) -> np.ndarray:
+        """Return the elements of one chunk, the first `needed` of them at least."""
+        raw, width = self._bytes(int(self.offsets[number]), int(self.sizes[number])), self.dtype.itemsize
         try:
+            if self.filters == [_DEFLATE]:  # the beginning can be had without the rest
+                return np.frombuffer(zlib.decompressobj().decompress(raw, needed * width), self.dtype)
             for code in reversed(self.filters):
-                raw = zlib.decompress(raw) if code == _DEFLATE else _unshuffled(raw, self.dtype.itemsize)
+                raw = zlib.decompress(raw) if code == _DEFLATE else _unshuffled(raw, width)
             return np.frombuffer(raw, self.dtype)
         except (zlib.error, ValueError) as error:
             raise damaged(self.path, str(error)) from error
