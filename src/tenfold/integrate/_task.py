@@ -98,7 +98,8 @@ class Integration(ComparedTask):
         self, make: Callable[[int], Method], fitted: Method, adata: AnnData, roles: dict[str, str], seed: int
     ) -> list[tuple[Control, list[Score]]]:
         """Run D6, D1, D2 and D4; a control that cannot be run on these data says why instead of ending the run."""
-        trial, batch, labels = Trial(make), roles["batch"], roles.get("labels")
+        batch, labels = roles["batch"], roles.get("labels")
+        trial = Trial(make, labels)
         small = largest_batch(adata, batch, seed)
         runs: list[tuple[str, str, Callable[[], tuple[Control, list[Score]]]]] = [
             ("planted_effect", "Planted batch effect", lambda: _controls.planted_effect(trial, small, seed)),

@@ -25,6 +25,8 @@ class Trial:
     """A method under control: how to make it, and how often a control is repeated."""
 
     make: Callable[[int], Method]
+    #: obs column with labels, shown to methods that are made to see them.
+    labels: str | None = None
 
     @property
     def deep(self) -> bool:
@@ -40,6 +42,8 @@ class Trial:
         """Fit with the column `BATCH` as batch, or without any batch."""
         method = self.make(seed)
         roles = {"batch": BATCH} if batch and "batch" in (*method.info.needs, *method.info.accepts) else {}
+        if self.labels is not None and method.info.sees_labels:
+            roles["labels"] = self.labels
         return method.fit(adata, progress=False, **roles)
 
 
