@@ -32,6 +32,21 @@ class Embedder(Capability):
         adata.obsm[f"X_{key}"] = self.embed()
 
 
+class FixedEmbedder(Embedder):
+    """An `Embedder` of the fitted cells only, whose coordinates are ``embedding_``: it does not place new ones."""
+
+    def embed(self, adata: AnnData | None = None) -> np.ndarray:
+        """Return the coordinates of the fitted cells, shape (n_cells, n_components), float32.
+
+        Raises
+        ------
+        DataError
+            If `adata` holds other cells.
+        """
+        self._require_fitted_cells(adata)  # type: ignore[attr-defined]  # of Method
+        return self.embedding_  # type: ignore[attr-defined]  # fitted state, not a hyper-parameter: no annotation
+
+
 class Clusterer(Capability):
     """Gives clusters: ``obs["<m>"]``."""
 

@@ -16,7 +16,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar
 
-from tenfold.capabilities import TASKS, Clusterer, Corrector, Denoiser, Embedder, Generator, Grapher
+from tenfold.capabilities import TASKS, Clusterer, Corrector, Denoiser, Embedder, FixedEmbedder, Generator, Grapher
 from tenfold.errors import DataError, NotFittedError, RoleError, closest
 from tenfold.parameters import Parametrised, param
 from tenfold.types import Readiness, RunOptions
@@ -27,8 +27,8 @@ if TYPE_CHECKING:
     from tenfold.data.inputs import Inputs
 
 __all__ = [
-    "ROLES", "TASKS", "Clusterer", "Corrector", "Denoiser", "Embedder", "Generator", "Grapher", "Method", "MethodInfo",
-    "param",
+    "ROLES", "TASKS", "Clusterer", "Corrector", "Denoiser", "Embedder", "FixedEmbedder", "Generator", "Grapher",
+    "Method", "MethodInfo", "param",
 ]  # fmt: skip
 
 #: Every data role: a keyword of ``fit``, ``run`` and ``compare`` that names a column, a key or an object.

@@ -6,10 +6,9 @@ import warnings
 from typing import Any, Literal, NamedTuple
 
 import numpy as np
-import pandas as pd
 from scipy import linalg, sparse
 
-from tenfold.errors import DataError, KeyMissingError, ParameterError, closest
+from tenfold.errors import DataError, ParameterError, closest
 from tenfold.kernels.anchors import Pairs
 from tenfold.kernels.knn import knn
 from tenfold.types import Codes
@@ -212,23 +211,6 @@ def multibatch_pca(matrix: sparse.csr_matrix, batch: np.ndarray, genes: np.ndarr
     loadings = (matrix.T @ weighted - np.outer(centre, weighted.sum(axis=0))) / values
     loadings[genes] = vectors
     return BatchPCA(*(part.astype(np.float32) for part in (embedding, loadings, centre)))
-
-
-def named_columns(genes: list[str] | None, known: np.ndarray) -> np.ndarray:
-    """Return the columns of `genes`, all for None.
-
-    Raises
-    ------
-    KeyMissingError
-        A gene is not among the `known`.
-    """
-    if genes is None:
-        return np.arange(len(known))
-    columns = pd.Index(known).get_indexer(genes)
-    if (columns < 0).any():
-        missing = str(genes[int(columns.argmin())])
-        raise KeyMissingError(f"Gene '{missing}' is not in the fitted data.{closest(missing, known)}")
-    return columns
 
 
 def components(matrix: np.ndarray, n_components: int) -> np.ndarray:

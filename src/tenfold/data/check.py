@@ -22,6 +22,7 @@ __all__ = [
     "counts_layer",
     "counts_of",
     "gene_columns",
+    "named_columns",
     "numeric_column",
     "representation",
 ]
@@ -209,6 +210,23 @@ def gene_columns(adata: AnnData, genes: Sequence[str] | np.ndarray) -> np.ndarra
             "Give data with the same genes; a gene that was truly not seen may be added as a column of zeros."
         )
     return columns.astype(np.int64)
+
+
+def named_columns(genes: list[str] | None, known: np.ndarray) -> np.ndarray:
+    """Return the columns of `genes` among `known` names, all for None.
+
+    Raises
+    ------
+    KeyMissingError
+        A gene is not among them.
+    """
+    if genes is None:
+        return np.arange(len(known))
+    columns = pd.Index(known).get_indexer(genes)
+    if (columns < 0).any():
+        missing = str(genes[int(columns.argmin())])
+        raise KeyMissingError(f"Gene '{missing}' is not in the fitted data.{closest(missing, known)}")
+    return columns
 
 
 def check_neighbors(n_cells: int, n_neighbors: int) -> None:

@@ -10,12 +10,11 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import numpy as np
 
 from tenfold.data import anchors as shared
-from tenfold.data import preprocess, seurat
+from tenfold.data import check, preprocess, seurat
 from tenfold.kernels.anchors import Pairs, mutual
-from tenfold.method import Corrector, Embedder, Method
+from tenfold.method import Corrector, FixedEmbedder, Method
 
 if TYPE_CHECKING:
-    from anndata import AnnData
     from scipy import sparse
 
     from tenfold.data.inputs import Inputs
@@ -29,7 +28,7 @@ class Anchors(NamedTuple):
     score: np.ndarray
 
 
-class SeuratAnchors(Method, Embedder, Corrector):
+class SeuratAnchors(Method, FixedEmbedder, Corrector):
     """Base: anchors of all pairs of batches, merges along a tree, shifts of joint components and of expression."""
 
     n_neighbors: int
@@ -118,17 +117,6 @@ class SeuratAnchors(Method, Embedder, Corrector):
             )
         return min(n_anchor_cells, self.k_weight)
 
-    def embed(self, adata: AnnData | None = None) -> np.ndarray:
-        """Return the corrected joint components of the fitted cells, (n_cells, n_components), float32.
-
-        Raises
-        ------
-        DataError
-            If `adata` holds other cells.
-        """
-        self._require_fitted_cells(adata)
-        return self.embedding_
-
     def correct(self, genes: list[str] | None = None) -> np.ndarray:
         """Return corrected log-expression of the fitted cells, dense, float32.
 
@@ -147,7 +135,7 @@ class SeuratAnchors(Method, Embedder, Corrector):
             A gene is not in the data.
         """
         self._check_fitted()
-        values = self.expression_[:, shared.named_columns(genes, self.genes_)].toarray()
+        values = self.expression_[:, check.named_columns(genes, self.genes_)].toarray()
         for merge in self.merges_:
             if merge["pairs"]:
                 _shift(values, merge)

@@ -6,17 +6,15 @@ import warnings
 from typing import TYPE_CHECKING
 
 import numpy as np
-import pandas as pd
 from scipy import linalg
 
 from tenfold.data import check
 from tenfold.data.inputs import Inputs
 from tenfold.data.linear import GeneModel, batch_moments, fit_genes
-from tenfold.errors import DataError, KeyMissingError, ParameterError, closest
-from tenfold.method import Corrector, Embedder, Method, MethodInfo, param
+from tenfold.errors import DataError, ParameterError, closest
+from tenfold.method import Corrector, FixedEmbedder, Method, MethodInfo, param
 
 if TYPE_CHECKING:
-    from anndata import AnnData
     from scipy import sparse
 
     from tenfold.types import Codes
@@ -26,7 +24,7 @@ _MOST_STEPS = 1000
 _CHUNK = 2048
 
 
-class ComBat(Method, Embedder, Corrector):
+class ComBat(Method, FixedEmbedder, Corrector):
     """Corrected log-expression by an empirical-Bayes model of location and scale, and its principal components.
 
     Each gene is modelled as mean + covariate effects + batch offset + noise with a variance of its own in each batch;
@@ -184,17 +182,6 @@ class ComBat(Method, Embedder, Corrector):
         parts = [(self._expand(matrix, cells, genes) - mean).astype(np.float32) @ self.loadings_ for cells in blocks]
         self.embedding_ = np.concatenate(parts)
 
-    def embed(self, adata: AnnData | None = None) -> np.ndarray:
-        """Return the components of the corrected expression of the fitted cells, (n_cells, n_components), float32.
-
-        Raises
-        ------
-        DataError
-            If `adata` holds other cells.
-        """
-        self._require_fitted_cells(adata)
-        return self.embedding_
-
     def correct(self, genes: list[str] | None = None) -> np.ndarray:
         """Return corrected log-expression of the fitted cells, dense, float32.
 
@@ -213,10 +200,7 @@ class ComBat(Method, Embedder, Corrector):
             A gene is not in the data.
         """
         self._check_fitted()
-        columns = np.arange(len(self.genes_)) if genes is None else pd.Index(self.genes_).get_indexer(genes)
-        if (columns < 0).any():
-            missing = str(genes[int(columns.argmin())])  # type: ignore[index]
-            raise KeyMissingError(f"Gene '{missing}' is not in the fitted data.{closest(missing, self.genes_)}")
+        columns = check.named_columns(genes, self.genes_)
         matrix = self.expression_ if genes is None else self.expression_[:, columns]
         corrected = np.empty((len(self.batch_), len(columns)), dtype=np.float32)
         for start in range(0, len(corrected), _CHUNK):

@@ -9,12 +9,13 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import numpy as np
 
 from tenfold.data import anchors as shared
+from tenfold.data import check
 from tenfold.data.inputs import Inputs
 from tenfold.kernels.anchors import Pairs, mutual_pairs, shifts_at_pairs, tricube_weights
-from tenfold.method import Corrector, Embedder, Method, MethodInfo, param
+from tenfold.method import Corrector, FixedEmbedder, Method, MethodInfo, param
 
 if TYPE_CHECKING:
-    from anndata import AnnData
+    pass
 
 _MUCH_LOST = 0.1
 _CHUNK = 2048
@@ -29,7 +30,7 @@ class Node(NamedTuple):
     vectors: list[np.ndarray]
 
 
-class FastMNN(Method, Embedder, Corrector):
+class FastMNN(Method, FixedEmbedder, Corrector):
     """Merged principal components, and the low-rank expression that they stand for.
 
     Counts are brought to the depth of the shallowest batch, log-transformed and cosine-normalised; components give
@@ -222,17 +223,6 @@ class FastMNN(Method, Embedder, Corrector):
                 stacklevel=2,
             )
 
-    def embed(self, adata: AnnData | None = None) -> np.ndarray:
-        """Return the merged coordinates of the fitted cells, (n_cells, n_components), float32.
-
-        Raises
-        ------
-        DataError
-            If `adata` holds other cells.
-        """
-        self._require_fitted_cells(adata)
-        return self.embedding_
-
     def correct(self, genes: list[str] | None = None) -> np.ndarray:
         """Return the low-rank expression of the fitted cells: centre + coordinates × loadings, dense, float32.
 
@@ -251,7 +241,7 @@ class FastMNN(Method, Embedder, Corrector):
             A gene is not in the data.
         """
         self._check_fitted()
-        columns = shared.named_columns(genes, self.genes_)
+        columns = check.named_columns(genes, self.genes_)
         loadings = np.ascontiguousarray(self.loadings_[columns].T)
         corrected = np.empty((len(self.embedding_), len(columns)), dtype=np.float32)
         for start in range(0, len(corrected), _CHUNK):

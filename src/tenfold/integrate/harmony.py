@@ -10,10 +10,10 @@ import numpy as np
 from tenfold.data import mixture
 from tenfold.data.inputs import Inputs
 from tenfold.errors import ParameterError
-from tenfold.method import Embedder, Method, MethodInfo, param
+from tenfold.method import FixedEmbedder, Method, MethodInfo, param
 
 if TYPE_CHECKING:
-    from anndata import AnnData
+    pass
 
 _ROUNDS = 4  # clustering rounds per outer iteration; the reference's inner stopping test cannot fire before the fifth
 _TOLERANCE = 1e-2  # relative change of the objective
@@ -22,7 +22,7 @@ _SEPARATE = 0.5
 _FEW_CELLS = 30
 
 
-class Harmony(Method, Embedder):
+class Harmony(Method, FixedEmbedder):
     """Batch-corrected principal components by alternating soft clustering and linear mixture correction.
 
     Cells are clustered softly by cosine similarity, with a penalty on clusters in which a batch is over-represented;
@@ -235,17 +235,6 @@ class Harmony(Method, Embedder):
         _, plain = self._penalty(observed, expected, theta)
         penalty = -(observed * theta[:, None] * plain).sum()
         return float(2000 / len(design.group) * self.sigma * (fit + penalty))
-
-    def embed(self, adata: AnnData | None = None) -> np.ndarray:
-        """Return the corrected coordinates of the fitted cells, shape (n_cells, n_components), float32.
-
-        Raises
-        ------
-        DataError
-            If `adata` holds other cells: Harmony does not place new ones.
-        """
-        self._require_fitted_cells(adata)
-        return self.embedding_
 
 
 def converged(objective: list[float], separation: list[float], rule: str) -> bool:

@@ -7,18 +7,18 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from tenfold.data import anchors as shared
+from tenfold.data import check
 from tenfold.data.inputs import Inputs
 from tenfold.kernels.anchors import Pairs, gaussian_log_density, gaussian_smooth, mutual_pairs, shifts_at_pairs
-from tenfold.method import Corrector, Embedder, Method, MethodInfo, param
+from tenfold.method import Corrector, FixedEmbedder, Method, MethodInfo, param
 
 if TYPE_CHECKING:
-    from anndata import AnnData
     from scipy import sparse
 
 _BLOCK_ENTRIES = 1 << 22
 
 
-class MNN(Method, Embedder, Corrector):
+class MNN(Method, FixedEmbedder, Corrector):
     """Corrected expression of cosine-normalised cells, and its principal components.
 
     Counts are brought to the depth of the shallowest batch, log-transformed and cosine-normalised. The first batch is
@@ -182,17 +182,6 @@ class MNN(Method, Embedder, Corrector):
         density = gaussian_log_density(points[rows], 1 / self.sigma)
         return gaussian_smooth(points, points[rows], shifts, 1 / self.sigma, log_weight=-density)
 
-    def embed(self, adata: AnnData | None = None) -> np.ndarray:
-        """Return the components of the corrected expression of the fitted cells, (n_cells, n_components), float32.
-
-        Raises
-        ------
-        DataError
-            If `adata` holds other cells.
-        """
-        self._require_fitted_cells(adata)
-        return self.embedding_
-
     def correct(self, genes: list[str] | None = None) -> np.ndarray:
         """Return corrected expression of the fitted cells, dense, float32.
 
@@ -211,7 +200,7 @@ class MNN(Method, Embedder, Corrector):
             A gene is not in the data.
         """
         self._check_fitted()
-        values = self.expression_[:, shared.named_columns(genes, self.genes_)].toarray()
+        values = self.expression_[:, check.named_columns(genes, self.genes_)].toarray()
         place = np.empty(len(values), dtype=np.int64)
         selected: sparse.csr_matrix = self.expression_[:, self.selected_]
         for merge in self.merges_:

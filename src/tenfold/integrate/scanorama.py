@@ -8,19 +8,19 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from tenfold.data import anchors as shared
-from tenfold.data import preprocess
+from tenfold.data import check, preprocess
 from tenfold.data.inputs import Inputs
 from tenfold.data.panorama import match_batches, plan
 from tenfold.kernels.anchors import Pairs, gaussian_smooth, shifts_at_pairs
-from tenfold.method import Corrector, Embedder, Method, MethodInfo, param
+from tenfold.method import Corrector, FixedEmbedder, Method, MethodInfo, param
 
 if TYPE_CHECKING:
-    from anndata import AnnData
+    pass
 
 _UNDERFLOW = -745.0  # logarithm of the smallest weight that is not zero in float64
 
 
-class Scanorama(Method, Embedder, Corrector):
+class Scanorama(Method, FixedEmbedder, Corrector):
     """Stitched principal components, and corrected expression of cosine-normalised cells.
 
     Log-normalised cells are scaled to length 1 over the variable genes, then reduced to components of all cells. Each
@@ -164,17 +164,6 @@ class Scanorama(Method, Embedder, Corrector):
             )
         return table
 
-    def embed(self, adata: AnnData | None = None) -> np.ndarray:
-        """Return the stitched coordinates of the fitted cells, (n_cells, n_components), float32.
-
-        Raises
-        ------
-        DataError
-            If `adata` holds other cells.
-        """
-        self._require_fitted_cells(adata)
-        return self.embedding_
-
     def correct(self, genes: list[str] | None = None) -> np.ndarray:
         """Return corrected expression of the fitted cells, dense, float32.
 
@@ -193,5 +182,5 @@ class Scanorama(Method, Embedder, Corrector):
             A gene is not in the data.
         """
         self._check_fitted()
-        values = self.expression_[:, shared.named_columns(genes, self.genes_)].toarray()
+        values = self.expression_[:, check.named_columns(genes, self.genes_)].toarray()
         return np.ascontiguousarray(self._moved(values)[:, self.start_.shape[1] :])

@@ -8,14 +8,13 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from tenfold.data import anchors as shared
-from tenfold.data import preprocess
+from tenfold.data import check, preprocess
 from tenfold.data import replicates as rep
 from tenfold.data.inputs import Inputs
 from tenfold.data.unwanted import Factors, cell_factors, components_without, lost_variance, replicate_factors
-from tenfold.method import Corrector, Embedder, Method, MethodInfo, param
+from tenfold.method import Corrector, FixedEmbedder, Method, MethodInfo, param
 
 if TYPE_CHECKING:
-    from anndata import AnnData
     from scipy import sparse
 
     from tenfold.types import Codes
@@ -26,7 +25,7 @@ _MUCH_LOST = 0.2
 _CHUNK = 2048
 
 
-class ScMerge(Method, Embedder, Corrector):
+class ScMerge(Method, FixedEmbedder, Corrector):
     """Corrected log-expression without the factors in which replicates differ, and its principal components.
 
     Each batch is clustered on its own; clusters of different batches that are each other's nearest are taken for
@@ -148,7 +147,7 @@ class ScMerge(Method, Embedder, Corrector):
     def _fit(self, data: Inputs) -> None:
         assert data.batch is not None  # needs=("batch",)
         shared.cells_of_batches(data.batch, self.n_neighbors, "scMerge2", "n_neighbors")
-        self.genes_, self.controls_ = data.gene_names, shared.named_columns(self.control_genes, data.gene_names)
+        self.genes_, self.controls_ = data.gene_names, check.named_columns(self.control_genes, data.gene_names)
         genes = data.variable_genes(self.n_top_genes)
         lognorm = data.lognorm[:, genes]
         shared.check_genes_vary(lognorm, "scMerge2")
@@ -249,17 +248,6 @@ class ScMerge(Method, Embedder, Corrector):
                 stacklevel=2,
             )
 
-    def embed(self, adata: AnnData | None = None) -> np.ndarray:
-        """Return the components of the corrected expression of the fitted cells, (n_cells, n_components), float32.
-
-        Raises
-        ------
-        DataError
-            If `adata` holds other cells.
-        """
-        self._require_fitted_cells(adata)
-        return self.embedding_
-
     def correct(self, genes: list[str] | None = None) -> np.ndarray:
         """Return corrected log-expression of the fitted cells, on the scale of cells of length 1, dense, float32.
 
@@ -278,7 +266,7 @@ class ScMerge(Method, Embedder, Corrector):
             A gene is not in the data.
         """
         self._check_fitted()
-        columns = shared.named_columns(genes, self.genes_)
+        columns = check.named_columns(genes, self.genes_)
         matrix = self.expression_ if genes is None else self.expression_[:, columns]
         alpha = self.alpha_[:, columns]
         corrected = np.empty(matrix.shape, dtype=np.float32)
