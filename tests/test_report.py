@@ -272,3 +272,14 @@ def test_colours_stand_out_on_light_and_dark_ground():
 def _nearest_to(ground: str) -> float:
     lab = _lab([ground, *embeddings.PALETTE], "normal")
     return float(np.linalg.norm(lab[1:] - lab[0], axis=1).min())
+
+
+@pytest.mark.parametrize(("name", "shown"), [("cells.h5ad", "cells.h5ad"), ("AnnData in memory", "DATA")])
+def test_the_command_to_repeat_names_a_file_or_stands_for_one(tmp_path, name, shown):
+    (tmp_path / "compare.json").write_text(
+        json.dumps(
+            {"task": "integrate", "data": {"name": name}, "methods": ["pca"], "plan": {"pca": [0]}, "seeds": [0]}
+        )
+    )
+    command = provenance.command(stored.read(tmp_path))
+    assert command == f"tenfold compare integrate {shown} -o DIR --methods pca --seeds 1"

@@ -83,11 +83,33 @@ class Grapher(Capability):
 
 
 class Corrector(Capability):
-    """Gives batch-corrected expression: ``layers["<m>"]``."""
+    """Gives batch-corrected expression: ``layers["<m>"]``. Genes of the fitted data are ``genes_``."""
+
+    def correct(self, genes: list[str] | None = None) -> np.ndarray:
+        """Return corrected log-expression of the fitted cells, dense, float32.
+
+        Parameters
+        ----------
+        genes
+            Names of the genes to expand; ``None`` for all, in the order of the data.
+
+        Returns
+        -------
+        Shape (n_cells, n_genes).
+
+        Raises
+        ------
+        KeyMissingError
+            A gene is not in the data.
+        """
+        from tenfold.data.check import named_columns
+
+        self._check_fitted()  # type: ignore[attr-defined]  # of Method
+        return self._corrected(named_columns(genes, self.genes_))  # type: ignore[attr-defined]
 
     @abstractmethod
-    def correct(self) -> np.ndarray:
-        """Return corrected log-expression of the fitted cells, dense (n_cells, n_genes), float32."""
+    def _corrected(self, columns: np.ndarray) -> np.ndarray:
+        """Return corrected expression of these genes."""
 
     def _write(self, adata: AnnData, key: str) -> None:
         adata.layers[key] = self.correct()

@@ -246,13 +246,14 @@ def planted_effect(trial: Trial, adata: AnnData, seed: int) -> tuple[Control, li
         own_seed = seed + 1 if cells is adata else seed
         return Representation.of(trial.fit(cells, batch=False, seed=own_seed)).neighbors()
 
-    numbers = _recovery(found, *(in_pcs(cells) for cells in (adata, planted, thinned)))
+    truth = in_pcs(adata)
+    numbers = _recovery(found, truth, in_pcs(planted), in_pcs(thinned))
     judged_on = numbers
     if trial.deep and trial.batch_free:
         judged_on = _recovery(found, *(in_own_space(cells) for cells in (adata, planted, thinned)))
         numbers |= {f"{name}_in_own_space": value for name, value in judged_on.items()}
     numbers["other_half_among_neighbors"] = 1 - metrics.neighbor_purity(found, halves)
-    numbers["other_half_if_untouched"] = 1 - metrics.neighbor_purity(in_pcs(adata), halves)
+    numbers["other_half_if_untouched"] = 1 - metrics.neighbor_purity(truth, halves)
     numbers["cells"] = adata.n_obs
     mixed = numbers["other_half_among_neighbors"] / max(numbers["other_half_if_untouched"], 1e-6)
     removed: Verdict = "pass" if mixed >= 0.8 else "warn" if mixed >= 0.5 else "fail"

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import numpy as np
 
 from tenfold.data import anchors as shared
-from tenfold.data import check, preprocess, seurat
+from tenfold.data import preprocess, seurat
 from tenfold.kernels.anchors import Pairs, mutual
 from tenfold.method import Corrector, FixedEmbedder, Method
 
@@ -117,25 +117,8 @@ class SeuratAnchors(Method, FixedEmbedder, Corrector):
             )
         return min(n_anchor_cells, self.k_weight)
 
-    def correct(self, genes: list[str] | None = None) -> np.ndarray:
-        """Return corrected log-expression of the fitted cells, dense, float32.
-
-        Parameters
-        ----------
-        genes
-            Names of the genes to correct; ``None`` for all, in the order of the data.
-
-        Returns
-        -------
-        (n_cells, n_genes).
-
-        Raises
-        ------
-        KeyMissingError
-            A gene is not in the data.
-        """
-        self._check_fitted()
-        values = self.expression_[:, check.named_columns(genes, self.genes_)].toarray()
+    def _corrected(self, columns: np.ndarray) -> np.ndarray:
+        values = self.expression_[:, columns].toarray()
         for merge in self.merges_:
             if merge["pairs"]:
                 _shift(values, merge)

@@ -182,26 +182,8 @@ class ComBat(Method, FixedEmbedder, Corrector):
         parts = [(self._expand(matrix, cells, genes) - mean).astype(np.float32) @ self.loadings_ for cells in blocks]
         self.embedding_ = np.concatenate(parts)
 
-    def correct(self, genes: list[str] | None = None) -> np.ndarray:
-        """Return corrected log-expression of the fitted cells, dense, float32.
-
-        Parameters
-        ----------
-        genes
-            Names of the genes to expand; ``None`` for all, in the order of the data.
-
-        Returns
-        -------
-        Shape (n_cells, n_genes).
-
-        Raises
-        ------
-        KeyMissingError
-            A gene is not in the data.
-        """
-        self._check_fitted()
-        columns = check.named_columns(genes, self.genes_)
-        matrix = self.expression_ if genes is None else self.expression_[:, columns]
+    def _corrected(self, columns: np.ndarray) -> np.ndarray:
+        matrix = self.expression_[:, columns]
         corrected = np.empty((len(self.batch_), len(columns)), dtype=np.float32)
         for start in range(0, len(corrected), _CHUNK):
             corrected[start : start + _CHUNK] = self._expand(matrix, slice(start, start + _CHUNK), columns)

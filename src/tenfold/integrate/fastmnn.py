@@ -9,7 +9,6 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import numpy as np
 
 from tenfold.data import anchors as shared
-from tenfold.data import check
 from tenfold.data.inputs import Inputs
 from tenfold.kernels.anchors import Pairs, mutual_pairs, shifts_at_pairs, tricube_weights
 from tenfold.method import Corrector, FixedEmbedder, Method, MethodInfo, param
@@ -223,25 +222,7 @@ class FastMNN(Method, FixedEmbedder, Corrector):
                 stacklevel=2,
             )
 
-    def correct(self, genes: list[str] | None = None) -> np.ndarray:
-        """Return the low-rank expression of the fitted cells: centre + coordinates × loadings, dense, float32.
-
-        Parameters
-        ----------
-        genes
-            Names of the genes to expand; ``None`` for all, in the order of the data.
-
-        Returns
-        -------
-        On the scale of cosine-normalised log-expression, (n_cells, n_genes).
-
-        Raises
-        ------
-        KeyMissingError
-            A gene is not in the data.
-        """
-        self._check_fitted()
-        columns = check.named_columns(genes, self.genes_)
+    def _corrected(self, columns: np.ndarray) -> np.ndarray:
         loadings = np.ascontiguousarray(self.loadings_[columns].T)
         corrected = np.empty((len(self.embedding_), len(columns)), dtype=np.float32)
         for start in range(0, len(corrected), _CHUNK):

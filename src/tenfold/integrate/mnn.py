@@ -7,7 +7,6 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from tenfold.data import anchors as shared
-from tenfold.data import check
 from tenfold.data.inputs import Inputs
 from tenfold.kernels.anchors import Pairs, gaussian_log_density, gaussian_smooth, mutual_pairs, shifts_at_pairs
 from tenfold.method import Corrector, FixedEmbedder, Method, MethodInfo, param
@@ -182,25 +181,8 @@ class MNN(Method, FixedEmbedder, Corrector):
         density = gaussian_log_density(points[rows], 1 / self.sigma)
         return gaussian_smooth(points, points[rows], shifts, 1 / self.sigma, log_weight=-density)
 
-    def correct(self, genes: list[str] | None = None) -> np.ndarray:
-        """Return corrected expression of the fitted cells, dense, float32.
-
-        Parameters
-        ----------
-        genes
-            Names of the genes to correct; ``None`` for all, in the order of the data.
-
-        Returns
-        -------
-        On the scale of cosine-normalised log-expression, (n_cells, n_genes).
-
-        Raises
-        ------
-        KeyMissingError
-            A gene is not in the data.
-        """
-        self._check_fitted()
-        values = self.expression_[:, check.named_columns(genes, self.genes_)].toarray()
+    def _corrected(self, columns: np.ndarray) -> np.ndarray:
+        values = self.expression_[:, columns].toarray()
         place = np.empty(len(values), dtype=np.int64)
         selected: sparse.csr_matrix = self.expression_[:, self.selected_]
         for merge in self.merges_:

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from tenfold.data import anchors as shared
-from tenfold.data import check, preprocess
+from tenfold.data import preprocess
 from tenfold.data.inputs import Inputs
 from tenfold.data.panorama import match_batches, plan
 from tenfold.kernels.anchors import Pairs, gaussian_smooth, shifts_at_pairs
@@ -164,23 +164,6 @@ class Scanorama(Method, FixedEmbedder, Corrector):
             )
         return table
 
-    def correct(self, genes: list[str] | None = None) -> np.ndarray:
-        """Return corrected expression of the fitted cells, dense, float32.
-
-        Parameters
-        ----------
-        genes
-            Names of the genes to correct; ``None`` for all, in the order of the data.
-
-        Returns
-        -------
-        On the scale of cosine-normalised log-expression, (n_cells, n_genes).
-
-        Raises
-        ------
-        KeyMissingError
-            A gene is not in the data.
-        """
-        self._check_fitted()
-        values = self.expression_[:, check.named_columns(genes, self.genes_)].toarray()
+    def _corrected(self, columns: np.ndarray) -> np.ndarray:
+        values = self.expression_[:, columns].toarray()
         return np.ascontiguousarray(self._moved(values)[:, self.start_.shape[1] :])

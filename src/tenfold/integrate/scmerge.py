@@ -244,30 +244,13 @@ class ScMerge(Method, FixedEmbedder, Corrector):
             warnings.warn(
                 f"scMerge2: {len(alpha)} factors removed {self.lost_variance_[worst]:.0%} of the variance within "
                 f"batch '{batch.names[worst]}' (over {_MUCH_LOST:.0%} is a warning sign): differences between "
-                "its own cells went with them. Set n_factors=None, or give control_genes that are alike in all types.",
+                "its own cells went with them. Remove fewer (n_factors), or give control_genes that are alike in all "
+                "types.",
                 stacklevel=2,
             )
 
-    def correct(self, genes: list[str] | None = None) -> np.ndarray:
-        """Return corrected log-expression of the fitted cells, on the scale of cells of length 1, dense, float32.
-
-        Parameters
-        ----------
-        genes
-            Names of the genes to expand; ``None`` for all, in the order of the data.
-
-        Returns
-        -------
-        Shape (n_cells, n_genes).
-
-        Raises
-        ------
-        KeyMissingError
-            A gene is not in the data.
-        """
-        self._check_fitted()
-        columns = check.named_columns(genes, self.genes_)
-        matrix = self.expression_ if genes is None else self.expression_[:, columns]
+    def _corrected(self, columns: np.ndarray) -> np.ndarray:
+        matrix = self.expression_[:, columns]
         alpha = self.alpha_[:, columns]
         corrected = np.empty(matrix.shape, dtype=np.float32)
         for start in range(0, len(corrected), _CHUNK):

@@ -72,7 +72,9 @@ def warnings(comparison: Comparison) -> list[tuple[str, str]]:
 def command(comparison: Comparison) -> str:
     """The command line that repeats the comparison, as far as its files tell."""
     meta = comparison.meta
-    words = ["tenfold", "compare", comparison.task, str(mapping(meta.get("data")).get("name") or "DATA"), "-o", "DIR"]
+    name = str(mapping(meta.get("data")).get("name") or "DATA")
+    # A name of several words is what the report calls the data (the demo's, an AnnData in memory), not a file.
+    words = ["tenfold", "compare", comparison.task, "DATA" if " " in name else name, "-o", "DIR"]
     words += ["--methods", ",".join(comparison.methods)]
     for role, value in _roles(meta).items():
         for name in value if isinstance(value, list) else [value]:
