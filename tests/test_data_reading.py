@@ -235,7 +235,7 @@ def test_missing_files_name_the_closest(adata, tmp_path):
         ("a.h5ad", b"", "empty"),
         ("a.h5ad", b"gene,c1\nA,1\n", "damaged, or something else"),
         ("a.csv", b"gene,c1\nA,1\n", "text table"),
-        ("a.h5ad.gz", gzip.compress(b"x"), "gunzip"),
+        ("a.h5ad.gz", gzip.compress(b"x", mtime=0), "gunzip"),
         ("a.zip", b"PK\x03\x04", "unzip"),
         ("a.rds", b"\x1f\x8bxyz", "R object"),
         ("matrix.mtx", b"%%MatrixMarket matrix", "folder"),
