@@ -79,6 +79,19 @@ def test_norms_and_dropout():
     torch.testing.assert_close(dropping(x, Covariates()), dropping(x, Covariates()))
 
 
+def test_activations_and_the_settings_of_batch_norm():
+    x = torch.randn(50, 4)
+    leaky = MLP(4, 6, 2, activation="leaky_relu", slope=0.2, batch_norm=False)
+    expected = x
+    for layer in leaky.layers:
+        expected = F.leaky_relu(expected @ layer.weight + layer.bias, 0.2)
+    torch.testing.assert_close(leaky(x), expected)
+    mish = Layer(4, 6, activation="mish", norm={"momentum": 0.5, "eps": 1e-5})
+    found, h = mish(x, Covariates()), x @ mish.weight
+    torch.testing.assert_close(found, F.mish((h - h.mean(0)) / (h.var(0, correction=0) + 1e-5).sqrt()))
+    torch.testing.assert_close(mish.batch_norm.running_mean, 0.5 * h.mean(0))
+
+
 def test_gaussians_agree_with_torch():
     one = Gaussian(torch.randn(9, 4), torch.rand(9, 4) + 0.1)
     two = Gaussian(torch.randn(9, 4), torch.rand(9, 4) + 0.1)
@@ -175,6 +188,7 @@ def test_what_is_not_plain_is_left_to_autograd():
     for each in (
         net({"n_layers": 2}), net({}, {"n_layers": 2}), net({"batch_norm": False}), net({}, {"layer_norm": True}),
         net({}, {"dispersion": "gene-cell"}), net(latent="ln"), net(library=GaussianEncoder(9, 1, 8)),
+        net({"activation": "leaky_relu"}),
     ):  # fmt: skip
         assert not is_plain(each)
     with torch.autocast("cpu", torch.bfloat16):

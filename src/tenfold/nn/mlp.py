@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from functools import partial
 from math import sqrt
-from typing import Any, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -14,6 +16,9 @@ from tenfold.kernels.sparse_linear import sparse_linear
 
 #: Batch norm as in the models of this family: slow running means, and a floor for the variance of silent units.
 BATCH_NORM: dict[str, Any] = {"momentum": 0.01, "eps": 1e-3}
+
+Activation = Literal["relu", "leaky_relu", "mish"]
+_ACTIVATIONS: dict[str, Callable[[Tensor], Tensor]] = {"relu": F.relu, "mish": F.mish}
 
 
 class Covariates(NamedTuple):
@@ -36,7 +41,7 @@ NOTHING = Covariates()
 
 
 class Layer(nn.Module):
-    """Linear map with covariates, then batch norm, layer norm, ReLU and dropout, each where asked for.
+    """Linear map with covariates, then batch norm, layer norm, activation and dropout, each where asked for.
 
     A categorical covariate adds a row of a table to the linear map, which is what a one-hot input would do, without the
     input. A covariate of one level adds nothing. Initial weights are drawn as for a linear layer whose inputs include
@@ -54,11 +59,16 @@ class Layer(nn.Module):
         Normalise each unit over the minibatch, each cell over the units (without parameters).
     dropout
         Share of units that are silenced in training.
+    activation, slope
+        ``"relu"``, ``"mish"``, or ``"leaky_relu"`` with this slope below 0.
+    norm
+        ``momentum`` and ``eps`` of batch norm, where they are not those of `BATCH_NORM`.
     """
 
     def __init__(
         self, n_in: int, n_out: int, *, categories: tuple[int, ...] = (), n_continuous: int = 0,
-        batch_norm: bool = True, layer_norm: bool = False, dropout: float = 0.0,
+        batch_norm: bool = True, layer_norm: bool = False, dropout: float = 0.0, activation: Activation = "relu",
+        slope: float = 0.01, norm: dict[str, Any] | None = None,
     ):  # fmt: skip
         super().__init__()
         self.told = [column for column, n_levels in enumerate(categories) if n_levels > 1]
@@ -73,9 +83,11 @@ class Layer(nn.Module):
         self.slopes = drawn(n_continuous, n_out) if n_continuous else None
         # Before batch norm a bias cancels.
         self.bias = None if batch_norm else drawn(n_out)
-        self.batch_norm = nn.BatchNorm1d(n_out, **BATCH_NORM) if batch_norm else None
+        self.batch_norm = nn.BatchNorm1d(n_out, **{**BATCH_NORM, **(norm or {})}) if batch_norm else None
         self.layer_norm = nn.LayerNorm(n_out, elementwise_affine=False) if layer_norm else None
-        self.dropout = dropout
+        self.dropout, self.activation = dropout, activation
+        leaky = partial(F.leaky_relu, negative_slope=slope)
+        self.activate = leaky if activation == "leaky_relu" else _ACTIVATIONS[activation]
 
     def of_covariates(self, covariates: Covariates) -> Tensor | None:
         """Return what covariates add to the linear map, shape (n_cells, n_out); None if there are none."""
@@ -102,7 +114,7 @@ class Layer(nn.Module):
             h = self.batch_norm(h)
         if self.layer_norm is not None:
             h = self.layer_norm(h)
-        h = F.relu(h)
+        h = self.activate(h)
         return F.dropout(h, self.dropout) if self.training and self.dropout else h
 
 
@@ -121,14 +133,17 @@ class MLP(nn.Module):
         As in `Layer`.
     deep_covariates
         Categorical covariates enter every layer rather than the first only. Continuous ones enter the first.
+    **options
+        ``activation``, ``slope`` and ``norm`` of `Layer`.
     """
 
     def __init__(
         self, n_in: int, n_hidden: int, n_layers: int = 1, *, categories: tuple[int, ...] = (), n_continuous: int = 0,
         batch_norm: bool = True, layer_norm: bool = False, dropout: float = 0.0, deep_covariates: bool = True,
+        **options: Any,
     ):  # fmt: skip
         super().__init__()
-        shared: dict[str, Any] = {"batch_norm": batch_norm, "layer_norm": layer_norm, "dropout": dropout}
+        shared = {"batch_norm": batch_norm, "layer_norm": layer_norm, "dropout": dropout, **options}
         first = Layer(n_in, n_hidden, categories=categories, n_continuous=n_continuous, **shared)
         told = categories if deep_covariates else ()
         others = [Layer(n_hidden, n_hidden, categories=told, **shared) for _ in range(n_layers - 1)]

@@ -1,7 +1,8 @@
 """The loss of a plain conditional VAE with its gradient written out: what autograd would give, in a third of the time.
 
-Plain means: one hidden layer each way with batch norm, a normal latent variable, an observed library size, float32 on a
-CPU. Only what lies between the first layer's product and the loss is written out; the rest is left to autograd.
+Plain means: one hidden layer each way with batch norm and ReLU, a normal latent variable, an observed library size,
+float32 on a CPU. Only what lies between the first layer's product and the loss is written out; the rest is left to
+autograd.
 """
 
 from __future__ import annotations
@@ -39,7 +40,8 @@ def is_plain(net: ConditionalVAE) -> bool:
 
 def _is_normed_layer(block: MLP) -> bool:
     layer: Any = block.layers[0]
-    return len(block.layers) == 1 and layer.batch_norm is not None and layer.layer_norm is None
+    normed = layer.batch_norm is not None and layer.layer_norm is None
+    return len(block.layers) == 1 and normed and layer.activation == "relu"
 
 
 def plain_terms(net: ConditionalVAE, batch: Batch, kl_weight: float) -> dict[str, Tensor]:
