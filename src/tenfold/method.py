@@ -119,26 +119,37 @@ class Method(Parametrised):
             The data cannot be used as given; the message says why and what to do.
         """
         from tenfold.data.inputs import Inputs
-        from tenfold.engine.meter import Meter
 
         roles = self._checked_roles(roles)
         options = RunOptions(progress, None if checkpoint is None else str(checkpoint))
         for name in self._state():
             delattr(self, name)  # a fit that fails must not leave results of two fits mixed
-        messages: list[str] = []
-        with _noted(messages), Meter() as meter:
+        with self._measured():
             data = Inputs(adata, roles, options, needed=self.info.needs)
             self._fit(data)
-            self.roles_ = {role: value for role, value in roles.items() if isinstance(value, (str, list, tuple))}
-            self.cells_ = data.digest
-        self.run_ = {"seconds": meter.seconds, "peak_memory_mb": meter.peak_memory_mb, "warnings": messages}
+            self._remember(data.digest, roles)
         return self
+
+    def _remember(self, digest: str, roles: dict[str, Any]) -> None:
+        """Note which cells were fitted, and the roles they were given with."""
+        self.roles_ = {role: value for role, value in roles.items() if isinstance(value, (str, list, tuple))}
+        self.cells_ = digest
+
+    @contextmanager
+    def _measured(self) -> Iterator[None]:
+        """Note time, memory and warnings of the block as those of the run."""
+        from tenfold.engine.meter import Meter
+
+        messages: list[str] = []
+        with _noted(messages), Meter() as meter:
+            yield
+        self.run_ = {"seconds": meter.seconds, "peak_memory_mb": meter.peak_memory_mb, "warnings": messages}
 
     @abstractmethod
     def _fit(self, data: Inputs) -> None:
         """Compute the fitted state from checked inputs."""
 
-    def _checked_roles(self, given: dict[str, Any]) -> dict[str, Any]:
+    def _checked_roles(self, given: dict[str, Any], needs: tuple[str, ...] | None = None) -> dict[str, Any]:
         taken = dict.fromkeys((*self.info.needs, *self.info.accepts, *_ALWAYS_ACCEPTED))
         roles = {role: value for role, value in given.items() if value is not None}
         for role in roles:
@@ -150,7 +161,7 @@ class Method(Parametrised):
                 )
             if role in _ALWAYS_ACCEPTED and not isinstance(roles[role], str):
                 raise RoleError(f"{role}= takes a name, not {type(roles[role]).__name__}: the {ROLES[role]}.")
-        for role in self.info.needs:
+        for role in self.info.needs if needs is None else needs:
             if role not in roles:
                 raise RoleError(f"{self.info.title} needs {role}=...: the {ROLES[role]}.")
         return roles
