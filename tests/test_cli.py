@@ -239,3 +239,15 @@ def test_demo_says_what_is_planted_and_what_comes_out(tmp_path, monkeypatch):
 def test_doctor_finds_nothing_missing():
     text = tenfold("doctor")
     assert "All is well" in text and "700 cells" in text and "optional: docs" in text
+
+
+def test_labels_from_a_reference_file(cells, tmp_path):
+    known = anndata.read_h5ad(cells)
+    new = known[::2].copy()
+    new.obs = new.obs.drop(columns="cell_type")
+    new.write_h5ad(tmp_path / "new.h5ad")
+    out = tmp_path / "labelled.h5ad"
+    text = tenfold("run", "annotate", "svm", tmp_path / "new.h5ad", "-o", out,
+                   "--reference", cells, "--labels", "cell_type", "--set", "probability=margin")  # fmt: skip
+    assert 'obs["svm_label"]' in text
+    assert (anndata.read_h5ad(out).obs["svm_label"] == known[::2].obs["cell_type"]).mean() > 0.8

@@ -20,6 +20,7 @@ from tenfold import catalog
 from tenfold.errors import DataError, KeyMissingError, NotCountsError, NotFittedError, ParameterError, RoleError
 from tenfold.method import (
     TASKS,
+    Annotator,
     Clusterer,
     Corrector,
     Denoiser,
@@ -77,6 +78,8 @@ def results(method: Method) -> dict[str, np.ndarray]:
         found["correct"] = method.correct()
     if isinstance(method, Denoiser):
         found["denoise"] = method.denoise()
+    if isinstance(method, Annotator):
+        found["probabilities"] = method.probabilities().to_numpy()
     if isinstance(method, Generator):
         found["sample"] = method.sample(20).X.toarray()
     return found
@@ -112,7 +115,7 @@ def test_results_have_one_row_a_cell_and_are_finite(cls, once):
         assert len(value) == (20 if name == "sample" else 120), name
         kept = value[:, np.isfinite(value).all(axis=0)] if name == "denoise" else value
         assert kept.size and np.isfinite(kept).all(), name
-        if name in ("embed", "correct", "denoise"):
+        if name in ("embed", "correct", "denoise", "probabilities"):
             assert value.dtype == np.float32, name
         if name == "sample":
             assert (value >= 0).all() and (value == np.rint(value)).all()
@@ -141,7 +144,8 @@ def test_write_fills_the_documented_slots_and_nothing_else(cls, once):
         }
         key = cls.name()
         slots = {f"obsm['X_{key}']", f"obs['{key}']", f"layers['{key}']", f"obsp['{key}_distances']",
-                 f"obsp['{key}_connectivities']", f"uns['{key}']", "uns['tenfold']"}  # fmt: skip
+                 f"obsp['{key}_connectivities']", f"uns['{key}']", "uns['tenfold']", f"obs['{key}_label']",
+                 f"obs['{key}_confidence']", f"obsm['{key}_probabilities']"}  # fmt: skip
         assert "uns['tenfold']" in new and new <= slots
         documented = re.sub(r"\s+", " ", cls.__doc__).replace('"', "'")
         assert all(slot in documented for slot in new - {"uns['tenfold']", f"uns['{key}']"}), new
@@ -333,6 +337,32 @@ def test_bad_batches_get_a_named_error(cls):
             make(cls).fit(tiny())
 
 
+ANNOTATORS = [cls for cls in CLASSES if "annotate" in cls.info.tasks]
+
+
+@every(ANNOTATORS)
+def test_labels_of_other_cells(cls, once):
+    method, new = once(cls), tiny(seed=5)
+    new.obs = new.obs.drop(columns="cell_type")
+    new = new[:, ::-1][:, :70].copy()  # another order of genes, and some missing
+    probabilities = method.probabilities(new)
+    assert list(probabilities.index) == list(new.obs_names) and len(method.predict(new)) == 120
+    method.write(new, "annotate")
+    assert new.obsm[f"{cls.name()}_probabilities"].equals(probabilities)
+    with pytest.raises(DataError, match="genes that the model was fitted with"):
+        method.predict(ad.AnnData(new.X, new.obs[[]], pd.DataFrame(index=[f"other{i}" for i in range(70)])))
+
+
+@every([cls for cls in ANNOTATORS if "reference" in cls.info.accepts])
+def test_labels_from_a_reference(cls):
+    query = tiny(seed=5)
+    query.obs = query.obs.drop(columns="cell_type")
+    method = make(cls).fit(query, reference=tiny(), labels="cell_type", progress=False)
+    np.testing.assert_allclose(method.probabilities(), method.probabilities(query), atol=1e-5)
+    method.write(query, "annotate")
+    assert query.obs[f"{cls.name()}_label"].notna().all()
+
+
 @every([cls for cls in CLASSES if "use_rep" in cls.info.accepts])
 def test_starting_from_an_embedding(cls):
     adata = tiny()
@@ -359,9 +389,10 @@ def test_wrong_words_are_named(cls):
     unfitted = make(cls)
     with pytest.raises(NotFittedError, match="fit"):
         unfitted.write(tiny())
-    other = tiny()[:50].copy()
-    with pytest.raises(DataError, match="other cells"):
-        fitted(cls).write(other)
+    if not all(TASKS[task].new_cells for task in cls.info.tasks):
+        task = next(task for task in cls.info.tasks if not TASKS[task].new_cells)
+        with pytest.raises(DataError, match="other cells"):
+            fitted(cls).write(tiny()[:50].copy(), task)
 
 
 @every()

@@ -5,10 +5,11 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, ClassVar
 
 if TYPE_CHECKING:
     import numpy as np
+    import pandas as pd
     from anndata import AnnData
     from scipy import sparse
 
@@ -143,16 +144,66 @@ class Generator(Capability):
         """Synthetic cells are never mixed into the user's data; ask for them with ``sample``."""
 
 
+class Annotator(Capability):
+    """Gives labels of cells: ``obs["<m>_label"]``, ``obs["<m>_confidence"]`` and ``obsm["<m>_probabilities"]``.
+
+    It labels cells that it was not fitted on, so results can be written into any AnnData with the fitted genes.
+    """
+
+    #: What a cell is called whose label the method does not dare to tell.
+    UNKNOWN: ClassVar[str] = "Unknown"
+
+    @abstractmethod
+    def probabilities(self, adata: AnnData | None = None) -> pd.DataFrame:
+        """Return the probability of each label for each cell; ``None`` means the fitted cells.
+
+        Returns
+        -------
+        One row a cell, one column a label, float32.
+        """
+
+    def predict(self, adata: AnnData | None = None) -> np.ndarray:
+        """Return the label of each cell, shape (n_cells,); ``"Unknown"`` where the method rejects a cell."""
+        return self._decide(self.probabilities(adata))
+
+    def confidence(self, adata: AnnData | None = None) -> np.ndarray:
+        """Return the highest probability of each cell, shape (n_cells,), float32."""
+        return self.probabilities(adata).to_numpy().max(axis=1)
+
+    def _decide(self, probabilities: pd.DataFrame) -> np.ndarray:
+        """Choose a label from the probabilities; methods that reject cells override this."""
+        import numpy as np
+
+        return np.asarray(probabilities.columns, dtype=object)[probabilities.to_numpy().argmax(axis=1)]
+
+    def _knows(self, adata: AnnData) -> bool:
+        """Whether these are the fitted cells, so that their labels are known already."""
+        from tenfold.data.inputs import digest_of
+
+        return digest_of(adata) == self.cells_  # type: ignore[attr-defined]  # of Method
+
+    def _write(self, adata: AnnData, key: str) -> None:
+        import pandas as pd
+
+        found = self.probabilities(None if self._knows(adata) else adata).set_axis(adata.obs_names, axis=0)
+        adata.obs[f"{key}_label"] = pd.Categorical(self._decide(found))
+        adata.obs[f"{key}_confidence"] = found.to_numpy().max(axis=1)
+        adata.obsm[f"{key}_probabilities"] = found
+
+
 @dataclass(frozen=True)
 class TaskInfo:
     """A task of the catalog: its title and the capabilities whose results `write` stores."""
 
     title: str
     capabilities: tuple[type[Capability], ...]
+    #: Whether `write` takes cells that the method was not fitted on.
+    new_cells: bool = False
 
 
 TASKS: dict[str, TaskInfo] = {
     "embed": TaskInfo("Embedding and clustering of cells", (Embedder, Clusterer)),
+    "annotate": TaskInfo("Annotation of cell types", (Annotator,), new_cells=True),
     "integrate": TaskInfo("Integration of batches", (Embedder, Grapher, Corrector)),
     "denoise": TaskInfo("Denoising of expression", (Denoiser,)),
     "generate": TaskInfo("Generation of synthetic cells", (Generator,)),

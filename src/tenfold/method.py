@@ -16,7 +16,17 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar
 
-from tenfold.capabilities import TASKS, Clusterer, Corrector, Denoiser, Embedder, FixedEmbedder, Generator, Grapher
+from tenfold.capabilities import (
+    TASKS,
+    Annotator,
+    Clusterer,
+    Corrector,
+    Denoiser,
+    Embedder,
+    FixedEmbedder,
+    Generator,
+    Grapher,
+)
 from tenfold.errors import DataError, NotFittedError, RoleError, closest
 from tenfold.parameters import Parametrised, param
 from tenfold.types import Readiness, RunOptions
@@ -27,8 +37,8 @@ if TYPE_CHECKING:
     from tenfold.data.inputs import Inputs
 
 __all__ = [
-    "ROLES", "TASKS", "Clusterer", "Corrector", "Denoiser", "Embedder", "FixedEmbedder", "Generator", "Grapher",
-    "Method", "MethodInfo", "param",
+    "ROLES", "TASKS", "Annotator", "Clusterer", "Corrector", "Denoiser", "Embedder", "FixedEmbedder", "Generator",
+    "Grapher", "Method", "MethodInfo", "param",
 ]  # fmt: skip
 
 #: Every data role: a keyword of ``fit``, ``run`` and ``compare`` that names a column, a key or an object.
@@ -36,6 +46,7 @@ ROLES: dict[str, str] = {
     "layer": "layer with raw counts (default: X)",
     "batch": "obs column with the batch of each cell",
     "labels": "obs column with cell types",
+    "reference": "AnnData with labels to learn from, where the fitted cells are to be labelled",
     "sample": "obs column with the sample or slice",
     "spatial": "obsm key with coordinates",
     "use_rep": "obsm key of an embedding to start from, instead of the default preprocessing",
@@ -174,7 +185,7 @@ class Method(Parametrised):
         Parameters
         ----------
         adata
-            The AnnData (same cells, same order) that the method was fitted on.
+            The AnnData (same cells, same order) that the method was fitted on; for annotation, any cells to label.
         task
             Which of the method's tasks; default the one it was created for.
 
@@ -188,14 +199,14 @@ class Method(Parametrised):
         from tenfold.data.inputs import digest_of
 
         self._check_fitted()
-        if digest_of(adata) != self.cells_:
+        task = task or self.task or self.info.tasks[0]
+        if task not in self.info.tasks:
+            raise RoleError(f"{self.info.title} does not serve '{task}'; it serves {', '.join(self.info.tasks)}.")
+        if not TASKS[task].new_cells and digest_of(adata) != self.cells_:
             raise DataError(
                 f"This {self.info.title} was fitted on other cells than the {adata.n_obs} given here. "
                 "Write into the AnnData that was given to fit, with the same cells in the same order."
             )
-        task = task or self.task or self.info.tasks[0]
-        if task not in self.info.tasks:
-            raise RoleError(f"{self.info.title} does not serve '{task}'; it serves {', '.join(self.info.tasks)}.")
         key = str(self.roles_.get("key_added", self.name()))
         for capability in TASKS[task].capabilities:
             if isinstance(self, capability):

@@ -46,7 +46,7 @@ def _role_option(role: str, text: str) -> inspect.Parameter:
     option = typer.Option(
         f"--{role.replace('_', '-')}",
         help=f"{text[0].upper()}{text[1:]}{'; give the option once for each' if several else ''}.",
-        metavar="KEY",
+        metavar="FILE" if role == "reference" else "KEY",
         rich_help_panel="What is what in the data",
     )
     annotation = Annotated[list[str] | None if several else str | None, option]  # type: ignore[valid-type]

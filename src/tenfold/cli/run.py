@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 
 @with_roles
 def run(
-    task: Annotated[str, typer.Argument(help="Task, e.g. embed, integrate, denoise, generate.")],
+    task: Annotated[str, typer.Argument(help="Task, e.g. embed, integrate, annotate, denoise, generate.")],
     method: Annotated[str, typer.Argument(help="Method, as [bold]tenfold methods[/] names it.")],
     data: Data,
     out: Annotated[Path, typer.Option("--out", "-o", metavar="FILE", help="Where the result goes: .h5ad or .zarr.")],
@@ -44,7 +44,7 @@ def run(
     """
     from tenfold import catalog
     from tenfold.cli.output import checked_output, console, slots, stoppable, this_command
-    from tenfold.data import write
+    from tenfold.data import read, write
 
     params = parsed_settings(settings)
     made = catalog.method(task, method, **params)  # a wrong name or value is told before the data are read
@@ -59,6 +59,8 @@ def run(
         _opened(data, modality, None if samples else out) as (adata, written_at_the_end),
     ):
         before = slots(adata)
+        if "reference" in roles:
+            roles["reference"] = read(roles["reference"], modality)
         fitted = catalog.run(task, method, adata, params=params, seed=seed, checkpoint=checkpoint, **roles)
         result = _synthetic(fitted, adata, n_cells) if samples else adata
         wrote = f"{result.n_obs} synthetic cells" if samples else ", ".join(sorted(slots(adata) - before))

@@ -14,6 +14,7 @@ from tenfold.errors import closest
 if TYPE_CHECKING:
     from tenfold.data.backed import results
     from tenfold.data.bundled import pbmc
+    from tenfold.data.genes import rename_genes
     from tenfold.data.reading import read, read_mudata
     from tenfold.data.simulation import plant_batch, simulate
     from tenfold.data.writing import write
@@ -23,12 +24,13 @@ _FUNCTIONS = {
     "plant_batch": "simulation",
     "read": "reading",
     "read_mudata": "reading",
+    "rename_genes": "genes",
     "results": "backed",
     "simulate": "simulation",
     "write": "writing",
 }
 
-__all__ = ["pbmc", "plant_batch", "read", "read_mudata", "results", "simulate", "write"]
+__all__ = ["pbmc", "plant_batch", "read", "read_mudata", "rename_genes", "results", "simulate", "write"]
 
 
 def __getattr__(name: str) -> Any:

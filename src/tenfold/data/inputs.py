@@ -52,9 +52,17 @@ class Inputs:
             )
         check.check_names(adata)
         self.adata = adata
-        self.roles = roles
         self.run = run or RunOptions()
         self._needed = needed
+        #: The labelled cells to learn from, where they are given apart from those to label.
+        self.reference: Inputs | None = None
+        if "reference" in roles:
+            roles = dict(roles)
+            self.reference = Inputs(roles.pop("reference"), roles, run, needed)
+            # The cells to label have no labels; a batch they may have.
+            absent = {"labels"} if roles.get("batch") in adata.obs else {"labels", "batch"}
+            roles = {role: key for role, key in roles.items() if role not in absent}
+        self.roles = roles
         for role in ("batch", "labels", "sample", "size_factor"):
             if role in roles and not isinstance(roles[role], str):
                 raise RoleError(f"{role}= takes the name of an obs column, not {type(roles[role]).__name__}.")

@@ -1,0 +1,138 @@
+"""Linear support vector machine: the annotator that deep ones have to beat."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Literal
+
+import numpy as np
+from scipy import sparse
+from scipy.special import expit, softmax
+
+from tenfold.annotators.base import AnnotatorMethod
+from tenfold.method import MethodInfo, param
+
+if TYPE_CHECKING:
+    import pandas as pd
+
+#: Folds of the calibration by Platt; a label with fewer cells lowers them, below two there is none.
+FOLDS = 5
+
+
+class SVM(AnnotatorMethod):
+    """Labels by a linear support vector machine, one label against the rest, on the log-expression of all genes.
+
+    For each label a hyperplane is learnt with squared hinge loss and L2 penalty. Distances from the planes become
+    probabilities by Platt's sigmoids, fitted on folds of the labelled cells, then by one temperature, fitted on cells
+    that were held out.
+
+    **Use it** first, with labelled cells as like yours as can be had. In independent benchmarks no deep annotator beat
+    it on the same reference.
+
+    **Do not use it** to find new types without `rejection` or `novelty`: every cell gets one of the known labels, often
+    with high confidence.
+
+    **Cost**: training is linear in entries × labels × folds (minutes for 50,000 cells); labelling is a sparse product.
+
+    **Writes** ``obs["svm_label"]``, ``obs["svm_confidence"]``, ``obsm["svm_probabilities"]``.
+
+    Parameters
+    ----------
+    C
+        Weight of errors against the penalty; smaller is smoother.
+    rejection
+        Cells whose highest probability is below this are "Unknown"; 0 rejects none. The benchmark that made the
+        method known used 0.7, on uncalibrated probabilities.
+    probability
+        ``"platt"``, or ``"margin"``: softmax of the distances, without the folds, six times faster to train.
+    normalization
+        ``"cp10k"``: counts per 10,000, log(1 + x). ``"raw"``: log(1 + count), as in the benchmark; then the depth of
+        a cell is part of what is learnt.
+    class_weight
+        ``"balanced"``: errors on rare labels weigh more.
+    max_iter
+        Passes of the solver at most.
+    n_top_genes
+        Variable genes to learn from; ``None`` takes all.
+    calibration
+        Share of the labelled cells held out to calibrate; 0 leaves probabilities as they are.
+    seed
+        Of folds and solver.
+
+    Examples
+    --------
+    >>> import tenfold as tf
+    >>> adata = tf.data.pbmc()
+    >>> model = tf.annotate.SVM().fit(adata[:500].copy(), labels="cell_type")
+    >>> model.predict(adata[500:].copy()).shape
+    (200,)
+
+    References
+    ----------
+    Abdelaal et al. (2019), doi 10.1186/s13059-019-1795-z.
+    """
+
+    info = MethodInfo(
+        title="SVM",
+        tasks=("annotate",),
+        family="classical",
+        year=2019,
+        doi="10.1186/s13059-019-1795-z",
+        needs=("labels",),
+        accepts=("reference", "batch"),
+        gives=("labels", "probabilities"),
+        readiness="recommended",
+        sees_labels=True,
+        advice="The first annotator to run, and the one that any other has to beat on your reference.",
+    )
+
+    C: float = param(1.0, low=1e-6)
+    rejection: float = param(0.0, low=0.0, high=1.0)
+    probability: Literal["platt", "margin"] = "platt"
+    normalization: Literal["cp10k", "raw"] = "cp10k"
+    class_weight: Literal["none", "balanced"] = "none"
+    max_iter: int = param(1000, low=1)
+    seed: int = param(0, low=0)
+
+    def _logged(self, counts: sparse.csr_matrix, totals: np.ndarray) -> sparse.csr_matrix:
+        if self.normalization == "raw":
+            return sparse.csr_matrix((np.log1p(counts.data), counts.indices, counts.indptr), counts.shape)
+        return super()._logged(counts, totals)
+
+    def _train(self, x: sparse.csr_matrix, codes: np.ndarray) -> None:
+        from sklearn.calibration import CalibratedClassifierCV
+        from sklearn.svm import LinearSVC
+
+        weight = None if self.class_weight == "none" else self.class_weight
+        machine = LinearSVC(C=self.C, class_weight=weight, max_iter=self.max_iter, random_state=self.seed)
+        folds = min(FOLDS, int(np.bincount(codes).min()))
+        if self.probability == "margin" or folds < 2:
+            members, sigmoids = [machine.fit(x, codes)], []
+        else:
+            fitted = CalibratedClassifierCV(machine, cv=folds).fit(x, codes).calibrated_classifiers_
+            members = [each.estimator for each in fitted]
+            sigmoids = [np.array([[s.a_, s.b_] for s in each.calibrators]) for each in fitted]
+        planes = [_both(member.coef_, [-1.0]) for member in members]
+        offsets = [_both(member.intercept_[:, None], [-1.0])[:, 0] for member in members]
+        self.planes_, self.offsets_ = np.array(planes, dtype=np.float32), np.array(offsets, dtype=np.float32)
+        self.sigmoids_ = np.array([_both(sigmoid, [1.0, -1.0]) for sigmoid in sigmoids])
+
+    def _score(self, x: sparse.csr_matrix) -> np.ndarray:
+        found = np.zeros((x.shape[0], len(self.labels_)))
+        for number, (planes, offsets) in enumerate(zip(self.planes_, self.offsets_, strict=True)):
+            distance = (x @ planes.T + offsets).astype(np.float64)
+            if len(self.sigmoids_):
+                score = expit(-(distance * self.sigmoids_[number, :, 0] + self.sigmoids_[number, :, 1]))
+                score /= np.maximum(score.sum(axis=1, keepdims=True), np.finfo(float).tiny)
+            else:
+                score = softmax(distance, axis=1)
+            found += score / len(self.planes_)
+        return found
+
+    def _decide(self, probabilities: pd.DataFrame) -> np.ndarray:
+        sure = probabilities.to_numpy().max(axis=1) >= self.rejection
+        return np.where(sure, super()._decide(probabilities), self.UNKNOWN)
+
+
+def _both(parameters: np.ndarray, signs: list[float]) -> np.ndarray:
+    """Return the parameters of every label; with two labels a single row stands for both, here made explicit."""
+    return np.vstack([parameters * signs, parameters]) if len(parameters) == 1 else parameters

@@ -1,0 +1,179 @@
+"""The base of methods that learn labels from log-normalised expression and label any other cells."""
+
+from __future__ import annotations
+
+import warnings
+from abc import abstractmethod
+from collections.abc import Iterator
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+from scipy import sparse
+
+from tenfold.annotators.calibration import Calibration, held_out
+from tenfold.data.bar import Bar
+from tenfold.data.counts import counts_layer
+from tenfold.data.genes import match_genes
+from tenfold.data.inputs import Inputs
+from tenfold.data.streamed import StreamedCounts, cell_sums
+from tenfold.errors import DataError
+from tenfold.method import Annotator, Method, param
+
+if TYPE_CHECKING:
+    import pandas as pd
+    from anndata import AnnData
+
+#: Cells of a matrix in memory that are labelled at a time.
+CHUNK = 8192
+#: Cells whose counts tell data from others with the same names of cells ("cell_1", ...).
+LOOKED_AT = 100
+#: Counts per cell that expression is scaled to before the logarithm.
+DEPTH = 1e4
+
+
+class AnnotatorMethod(Method, Annotator):
+    """A method that implements ``_train`` and ``_score`` on log-normalised expression; all else is here.
+
+    Labels come from the fitted cells, ``fit(adata, labels=...)``, or from others,
+    ``fit(adata, reference=..., labels=...)``, of which only the genes that `adata` has are used.
+
+    Part of the labelled cells is held out first. What a model trained without them says of them is its calibration:
+    one temperature that makes its probabilities honest, and the scores on which `predict_sets` rests. Then the method
+    is trained again on all of them.
+
+    The fitted state is ``genes_`` (what the model reads), ``labels_`` (names), ``calibration_`` (a `Calibration` as a
+    dict), ``found_`` (probabilities of the fitted cells), ``depths_`` (counts of some) and what ``_train`` keeps.
+    """
+
+    n_top_genes: int | None = param(None, low=10)
+    calibration: float = param(0.2, low=0.0, high=0.5)
+
+    # ---- what a method implements ------------------------------------------------------------------------------------
+
+    @abstractmethod
+    def _train(self, x: sparse.csr_matrix, codes: np.ndarray) -> None:
+        """Learn from log-expression, shape (n_cells, n_genes), CSR, float32, and label numbers, shape (n_cells,).
+
+        Every label of ``labels_`` has a cell at least.
+        """
+
+    @abstractmethod
+    def _score(self, x: sparse.csr_matrix) -> np.ndarray:
+        """Return the uncalibrated probability of each label for each cell, shape (n_cells, n_labels)."""
+
+    def _logged(self, counts: sparse.csr_matrix, totals: np.ndarray) -> sparse.csr_matrix:
+        """Return what the method reads of counts; `totals` are sums over all genes of the data, shape (n_cells,)."""
+        factor = (DEPTH / np.maximum(totals, 1)).astype(np.float32)
+        values = counts.data * np.repeat(factor, np.diff(counts.indptr))
+        return sparse.csr_matrix((np.log1p(values, out=values), counts.indices, counts.indptr), counts.shape)
+
+    # ---- fit ---------------------------------------------------------------------------------------------------------
+
+    def _fit(self, data: Inputs) -> None:
+        source = data.reference or data
+        labels = source.labels
+        assert labels is not None
+        self.genes_ = self._genes(data, source)
+        self.labels_ = np.array(labels.names, dtype=object)
+        sizes, codes = np.bincount(labels.values), labels.values.astype(np.int64)
+        if sizes.min() == 1:
+            warnings.warn(
+                f"Label '{labels.names[sizes.argmin()]}' has a single cell; nothing can be learnt of how its cells "
+                "differ. Merge it with another label, or leave it out.",
+                stacklevel=2,
+            )
+        x = sparse.vstack(list(self._chunks(source, show=False)), format="csr")
+        self._learn(x, codes, None if source.batch is None else source.batch.values)
+        self.found_ = self._label(data)
+        self.depths_ = self._depths(data.adata, data.roles.get("layer"))
+
+    def _learn(self, x: sparse.csr_matrix, codes: np.ndarray, groups: np.ndarray | None) -> None:
+        """Train without the held-out cells, calibrate on them, train on all."""
+        held = held_out(codes, groups, self.calibration, getattr(self, "seed", 0))
+        if held.any():
+            self._train(x[~held], codes[~held])
+            found = Calibration.of(self._score(x[held]), codes[held], None if groups is None else groups[held])
+        else:
+            found = Calibration.none(len(self.labels_))
+        self.calibration_ = found._asdict()
+        self._train(x, codes)
+
+    def _genes(self, data: Inputs, source: Inputs) -> np.ndarray:
+        """Return the genes to learn from: those that the cells to label have too, the most variable of them."""
+        names = source.gene_names
+        shared = np.arange(len(names))
+        if source is not data:
+            shared = match_genes(data.adata.var_names, names).places
+        if self.n_top_genes is None or self.n_top_genes >= len(shared):
+            return names[shared]
+        chosen = source.variable_genes(self.n_top_genes)
+        chosen = chosen[np.isin(chosen, shared)]
+        if not len(chosen):
+            raise DataError("None of the reference's variable genes are in the data to label; raise n_top_genes.")
+        return names[chosen]
+
+    # ---- labels of cells ---------------------------------------------------------------------------------------------
+
+    def probabilities(self, adata: AnnData | None = None) -> pd.DataFrame:
+        """Return the calibrated probability of each label for each cell.
+
+        Parameters
+        ----------
+        adata
+            Cells to label, raw counts, in memory or backed by a file; ``None`` for the fitted ones. Genes are found by
+            name; missing ones count as not expressed, with a warning where many are missing.
+
+        Returns
+        -------
+        One row a cell, one column a label, float32.
+
+        Raises
+        ------
+        DataError
+            Hardly any of the fitted genes are there.
+        """
+        import pandas as pd
+
+        self._check_fitted()
+        if adata is None:
+            return pd.DataFrame(self.found_, columns=self.labels_)
+        roles = {"layer": self.roles_["layer"]} if "layer" in self.roles_ else {}
+        return pd.DataFrame(self._label(Inputs(adata, roles)), index=adata.obs_names, columns=self.labels_)
+
+    def _knows(self, adata: AnnData) -> bool:
+        return super()._knows(adata) and np.array_equal(self.depths_, self._depths(adata, self.roles_.get("layer")))
+
+    @staticmethod
+    def _depths(adata: AnnData, layer: str | None) -> np.ndarray:
+        some = counts_layer(adata[:LOOKED_AT], layer)
+        return np.asarray(some.sum(axis=1, dtype=np.float64)).ravel()
+
+    def _label(self, data: Inputs) -> np.ndarray:
+        calibration = Calibration(**self.calibration_)
+        parts = [calibration.tempered(self._score(x)) for x in self._chunks(data)]
+        return np.concatenate(parts)
+
+    def _chunks(self, data: Inputs, show: bool = True) -> Iterator[sparse.csr_matrix]:
+        """Iterate over the cells as the method reads them: chunks of (n_cells, n_genes), missing genes empty."""
+        match = match_genes(data.adata.var_names, self.genes_)
+        whole: Any = data.counts_on_disk
+        totals = cell_sums(data.counts if whole is None else whole)
+        counts = data.counts_of(match.columns)
+        bar = Bar(f"{self.info.title}: cells", data.n_cells, show and data.run.progress)
+        try:
+            for rows, chunk in _rows(counts):
+                wide = (chunk.data, match.places.astype(chunk.indices.dtype)[chunk.indices], chunk.indptr)
+                yield self._logged(sparse.csr_matrix(wide, (chunk.shape[0], match.n_wanted)), totals[rows])
+                bar.show(rows.stop)
+        finally:
+            bar.close()
+
+
+def _rows(counts: sparse.csr_matrix | StreamedCounts) -> Iterator[tuple[slice, sparse.csr_matrix]]:
+    """Iterate over all rows, in the order of memory or file."""
+    if isinstance(counts, StreamedCounts):
+        yield from counts.chunks("labelling cells")
+        return
+    for start in range(0, counts.shape[0], CHUNK):
+        rows = slice(start, min(start + CHUNK, counts.shape[0]))
+        yield rows, counts[rows]
