@@ -15,7 +15,7 @@ from tenfold.data.bar import Bar
 from tenfold.data.counts import counts_layer
 from tenfold.data.genes import match_genes
 from tenfold.data.inputs import Inputs
-from tenfold.data.streamed import StreamedCounts, cell_sums
+from tenfold.data.streamed import cell_sums, row_chunks
 from tenfold.errors import DataError
 from tenfold.method import Annotator, Method, param
 
@@ -23,8 +23,6 @@ if TYPE_CHECKING:
     import pandas as pd
     from anndata import AnnData
 
-#: Cells of a matrix in memory that are labelled at a time.
-CHUNK = 8192
 #: Cells whose counts tell data from others with the same names of cells ("cell_1", ...).
 LOOKED_AT = 100
 #: Counts per cell that expression is scaled to before the logarithm.
@@ -161,19 +159,8 @@ class AnnotatorMethod(Method, Annotator):
         counts = data.counts_of(match.columns)
         bar = Bar(f"{self.info.title}: cells", data.n_cells, show and data.run.progress)
         try:
-            for rows, chunk in _rows(counts):
-                wide = (chunk.data, match.places.astype(chunk.indices.dtype)[chunk.indices], chunk.indptr)
-                yield self._logged(sparse.csr_matrix(wide, (chunk.shape[0], match.n_wanted)), totals[rows])
+            for rows, chunk in row_chunks(counts, "labelling cells"):
+                yield self._logged(match.widened(chunk), totals[rows])
                 bar.show(rows.stop)
         finally:
             bar.close()
-
-
-def _rows(counts: sparse.csr_matrix | StreamedCounts) -> Iterator[tuple[slice, sparse.csr_matrix]]:
-    """Iterate over all rows, in the order of memory or file."""
-    if isinstance(counts, StreamedCounts):
-        yield from counts.chunks("labelling cells")
-        return
-    for start in range(0, counts.shape[0], CHUNK):
-        rows = slice(start, min(start + CHUNK, counts.shape[0]))
-        yield rows, counts[rows]

@@ -46,6 +46,11 @@ class GeneMatch(NamedTuple):
         """Share of the wanted genes that the data have."""
         return len(self.places) / self.n_wanted
 
+    def widened(self, counts: sparse.csr_matrix) -> sparse.csr_matrix:
+        """Return values of the shared genes over all wanted ones, (n_cells, n_wanted); missing genes are empty."""
+        places = self.places.astype(counts.indices.dtype)[counts.indices]
+        return sparse.csr_matrix((counts.data, places, counts.indptr), (counts.shape[0], self.n_wanted))
+
 
 def kind_of_names(names: Sequence[str] | np.ndarray) -> str:
     """Return what gene names look like: ``"Ensembl ids"``, ``"mouse symbols"`` or ``"human symbols"``."""

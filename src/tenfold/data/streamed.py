@@ -282,3 +282,18 @@ class StreamedCounts:
         done = np.cumsum(stops - starts + np.where(gaps <= GAP, np.maximum(gaps, 0), 0))
         marks = np.arange(AT_ONCE, int(done[-1]) if len(done) else 0, AT_ONCE)
         return np.unique(np.concatenate([[0], np.searchsorted(done, marks) + 1, [len(starts)]])).tolist()
+
+
+def row_chunks(
+    counts: sparse.csr_matrix | StreamedCounts, what: str, size: int = 8192
+) -> Iterator[tuple[slice, sparse.csr_matrix]]:
+    """Iterate over all rows in the order of memory or file; a bar says `what` is done to those in a file.
+
+    Matrices in memory come `size` rows at a time.
+    """
+    if isinstance(counts, StreamedCounts):
+        yield from counts.chunks(what)
+        return
+    for start in range(0, counts.shape[0], size):
+        rows = slice(start, min(start + size, counts.shape[0]))
+        yield rows, counts[rows]

@@ -9,10 +9,14 @@ from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 
+from tenfold.annotators.calibration import Calibration
 from tenfold.count_models.variational import VariationalMethod
-from tenfold.data.inputs import Inputs
+from tenfold.data.genes import match_genes
+from tenfold.data.inputs import Inputs, digest_of
+from tenfold.data.joined import joined
+from tenfold.data.streamed import row_chunks
 from tenfold.errors import DataError, closest
-from tenfold.method import MethodInfo, param
+from tenfold.method import Annotator, MethodInfo, param
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -22,7 +26,11 @@ if TYPE_CHECKING:
     from tenfold.nn.autoencoder import ConditionalVAE
 
 
-class SCANVI(VariationalMethod):
+#: Fewest held-out cells with a label to calibrate probabilities on.
+FEWEST_HELD_OUT = 10
+
+
+class SCANVI(VariationalMethod, Annotator):
     """Latent space shaped by the labels of some or all cells, and labels for the others.
 
     The model of counts is scVI's. The prior of its latent variable z₁ is told the label y: p(z₁ | z₂, y), where z₂ has
@@ -30,15 +38,22 @@ class SCANVI(VariationalMethod):
     labels enter as its cross-entropy at the posterior mean of z₁, on minibatches of labelled cells. Training begins as
     scVI's, without labels.
 
+    Labels come from a column of the fitted cells, some of them `unlabeled`, or from a ``reference``, with which the
+    cells to label are trained together, as a batch of their own where they have no other. Cells that come later are
+    labelled by encoder and classifier, of any batch: by default the encoder is not told it. Probabilities are those
+    of the classifier at one temperature, fitted on the labelled cells that training held out.
+
     **Use it** to integrate an atlas whose cell types are known in part, or to carry labels from some batches to others.
 
     **Do not use it** to judge integration by the labels it was given: it separates any labels, wrong and random ones
     too. Score it on labels that it has not seen. For rare types, neighbours in the latent space label better than the
-    classifier.
+    classifier (`transfer_labels`, of a model fitted with a ``reference``). The held-out cells are of the same batches
+    as the others: in a new batch confidence is too high.
 
     **Cost**: that of scVI, and cells × labels × epochs of the joint training.
 
-    **Writes** ``obsm["X_scanvi"]``.
+    **Writes** ``obsm["X_scanvi"]``; as an annotator ``obs["scanvi_label"]``, ``obs["scanvi_confidence"]``,
+    ``obsm["scanvi_probabilities"]``.
 
     Parameters
     ----------
@@ -87,14 +102,14 @@ class SCANVI(VariationalMethod):
 
     info = MethodInfo(
         title="scANVI",
-        tasks=("integrate",),
+        tasks=("integrate", "annotate"),
         family="deep",
         year=2021,
         doi="10.15252/msb.20209620",
         needs=("labels",),
-        accepts=("batch", "size_factor", "categorical_covariates", "continuous_covariates"),
-        gives=("embedding", "labels", "expression", "synthetic cells", "held-out likelihood"),
-        readiness="recommended",
+        accepts=("reference", "batch", "size_factor", "categorical_covariates", "continuous_covariates"),
+        gives=("embedding", "labels", "probabilities", "expression", "synthetic cells", "held-out likelihood"),
+        readiness={"integrate": "recommended", "annotate": "usable"},
         sees_labels=True,
         advice="For atlases whose cell types are known in part; judge it only by labels that it has not seen.",
     )
@@ -144,6 +159,31 @@ class SCANVI(VariationalMethod):
 
     # ---- fit ---------------------------------------------------------------------------------------------------------
 
+    def _fit(self, data: Inputs) -> None:
+        if data.reference is None:
+            super()._fit(data)
+            self._calibrate()
+            return
+        both, known = joined(data, self.unlabeled)
+        super()._fit(both)
+        self._calibrate()
+        # From here on the fitted cells are those to label.
+        kept = {name: value[known] for name, value in self.fitted_.items()}
+        self.reference_ = {name: kept[name] for name in ("mean", "levels", "label") if name in kept}
+        self.fitted_ = {name: value[~known] for name, value in self.fitted_.items()}
+        self.columns_, self.n_genes_ = data.adata.var_names.get_indexer(self.genes_), data.n_genes
+
+    def _calibrate(self) -> None:
+        """Fit the temperature of probabilities on labelled cells that were not trained on."""
+        from tenfold.engine import split
+
+        label, found = self.fitted_["label"], Calibration.none(len(self._design.labels))
+        trained, held_out = split(len(label), self.train_fraction, self.seed)
+        held_out = held_out[np.isin(label[held_out], label[trained]) & (label[held_out] >= 0)]
+        if len(held_out) >= FEWEST_HELD_OUT:
+            found = Calibration.of(self._scores(self.fitted_["mean"][held_out]), label[held_out], None)
+        self.calibration_ = found._asdict()
+
     def _phases(self, cells: dict[str, Any]) -> list[Phase]:
         from tenfold.engine import Phase, Progress
 
@@ -189,39 +229,59 @@ class SCANVI(VariationalMethod):
     # ---- labels of cells ---------------------------------------------------------------------------------------------
 
     def probabilities(self, adata: AnnData | None = None) -> pd.DataFrame:
-        """Return the probability of each label for each cell, by the classifier at the posterior mean.
+        """Return the probability of each label for each cell, by the classifier at the posterior mean, calibrated.
 
         Parameters
         ----------
         adata
-            New cells, raw counts, with the fitted genes; ``None`` for the fitted ones.
+            New cells, raw counts, in memory or backed by a file; ``None`` for the fitted ones. Genes are found by name;
+            missing ones count as not expressed, with a warning where many are missing. Batches need not be known to
+            the model, unless its encoder is told them.
 
         Returns
         -------
-        DataFrame, one row a cell, one column a label; rows sum to 1.
+        One row a cell, one column a label, float32; rows sum to 1.
+
+        Raises
+        ------
+        DataError
+            Hardly any of the fitted genes are there.
         """
         import pandas as pd
 
-        from tenfold.engine import predict
-
         self._check_fitted()
-        blind = not self.net_.encode_covariates
-        posterior = self.fitted_ if adata is None else self._infer(self._cells(adata, blind))
-        found = predict(
-            self.net_, {"mean": posterior["mean"]}, lambda net, batch: net.classifier(batch["mean"]).softmax(dim=1)
-        )
+        scores = self._scores(self.fitted_["mean"]) if adata is None else self._scores_of(adata)
+        found = Calibration(**self.calibration_).tempered(scores)
         return pd.DataFrame(found, columns=self._design.labels, index=None if adata is None else adata.obs_names)
 
-    def predict(self, adata: AnnData | None = None) -> np.ndarray:
-        """Return the most probable label of each cell, shape (n_cells,), also of those whose label was given.
+    def _scores(self, mean: np.ndarray) -> np.ndarray:
+        """Return uncalibrated probabilities at posterior means."""
+        from tenfold.engine import predict
 
-        Parameters
-        ----------
-        adata
-            New cells, raw counts, with the fitted genes; ``None`` for the fitted ones.
-        """
-        found = self.probabilities(adata)
-        return np.asarray(found.columns, dtype=object)[found.to_numpy().argmax(axis=1)]
+        return predict(self.net_, {"mean": mean}, lambda net, batch: net.classifier(batch["mean"]).softmax(dim=1))
+
+    def _scores_of(self, adata: AnnData) -> np.ndarray:
+        """Return uncalibrated probabilities of cells that come after the fit."""
+        from tenfold.engine import predict
+
+        blind = not self.net_.encode_covariates
+        roles = {role: key for role, key in self.roles_.items() if role not in ("key_added", "labels")}
+        data = Inputs(adata, {role: key for role, key in roles.items() if role == "layer" or not blind})
+        match = match_genes(adata.var_names, self.genes_)
+        told = {} if blind else self._design.encode(data)
+        parts = []
+        for rows, counts in row_chunks(data.counts_of(match.columns), "labelling cells"):
+            cells = {"counts": match.widened(counts), **{name: value[rows] for name, value in told.items()}}
+            means = predict(self.net_, cells, lambda net, batch: net.encode(batch).z.mean)
+            parts.append(self._scores(means))
+        return np.concatenate(parts)
+
+    def _knows(self, adata: AnnData) -> bool:
+        if digest_of(adata) != self.cells_:
+            return False
+        # Cells of other data may have the same names ("cell_1", ...), but not the same posterior.
+        some = adata[: min(adata.n_obs, 100)]
+        return np.allclose(self._scores_of(some), self._scores(self.fitted_["mean"][: some.n_obs]), atol=1e-3)
 
 
 class _Cycle:
