@@ -1,12 +1,15 @@
 """Likelihoods of counts: negative log-likelihood of a minibatch, mean, and sampling.
 
-Counts stay sparse. On a CPU in float32 a fused kernel computes value and gradient in one pass over the logits;
-elsewhere plain PyTorch does. The choice is automatic.
+Counts stay sparse. In float32 a fused kernel computes value and gradient in one pass over the logits: compiled by Numba
+on a CPU, by Triton on a GPU. Elsewhere plain PyTorch does. The choice is automatic.
 """
 
 from __future__ import annotations
 
-from typing import Literal, get_args
+from functools import cache
+from importlib import import_module
+from importlib.util import find_spec
+from typing import Any, Literal, get_args
 
 import torch
 from torch import Tensor
@@ -86,10 +89,18 @@ def count_nll(
     logits, log_size = _wide(logits), _wide(log_size)
     log_theta = None if log_theta is None else _wide(log_theta)
     dropout_logits = None if dropout_logits is None else _wide(dropout_logits)
-    tensors = (counts.values, logits, log_size, log_theta, dropout_logits)
-    fused = all(part is None or (part.device.type == "cpu" and part.dtype == torch.float32) for part in tensors)
-    compute = fused_nll if fused else reference_nll
+    given = [part for part in (counts.values, logits, log_size, log_theta, dropout_logits) if part is not None]
+    devices = {part.device.type if part.dtype == torch.float32 else "" for part in given}
+    compute = fused_nll if devices == {"cpu"} else reference_nll
+    if devices == {"cuda"} and (on_gpu := _gpu_kernel()) and likelihood in on_gpu.CODES:
+        compute = on_gpu.triton_nll
     return compute(likelihood, counts, logits, log_size, link, log_theta, level, dropout_logits)
+
+
+@cache
+def _gpu_kernel() -> Any:
+    """Return the module of the GPU kernel; None where Triton, which comes with PyTorch for GPUs, is missing."""
+    return import_module("tenfold.kernels.count_triton") if find_spec("triton") else None
 
 
 def _wide(part: Tensor) -> Tensor:
