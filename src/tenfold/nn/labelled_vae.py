@@ -53,7 +53,7 @@ class LabelledVAE(ConditionalVAE):
 
     def __init__(
         self, encoder: GaussianEncoder, decoder: Any, *, n_labels: int, n_hidden: int, n_layers: int, dropout: float,
-        encoder_norms: dict[str, bool], decoder_norms: dict[str, bool], linear_classifier: bool = False, **options: Any,
+        encoder_norms: dict[str, Any], decoder_norms: dict[str, Any], linear_classifier: bool = False, **options: Any,
     ):  # fmt: skip
         super().__init__(encoder, decoder, **options)
         self.n_labels, n_latent = n_labels, encoder.n_latent
