@@ -98,3 +98,32 @@ def test_bad_input_is_named() -> None:
         knn(x, k=2, metric="manhattan")
     with pytest.raises(ParameterError, match="at least 1"):
         knn(x, k=0)
+
+
+def test_neighbours_over_several_blocks_on_one_thread_and_two() -> None:
+    """More rows and columns than a block holds; the threads share the rows."""
+    import torch
+
+    x, y = points(1200, 6), points(8400, 6, seed=1)
+    threads = torch.get_num_threads()
+    try:
+        torch.set_num_threads(2)
+        two = knn(x, y, k=5)
+        torch.set_num_threads(1)
+        one = knn(x, y, k=5)
+    finally:
+        torch.set_num_threads(threads)
+    np.testing.assert_array_equal(one[0], two[0])
+    np.testing.assert_array_equal(one[0], np.argsort(cdist(x, y), axis=1, kind="stable")[:, :5])
+
+
+def test_smallest_entries_of_rows_seen_in_pieces() -> None:
+    from tenfold.kernels.smallest import Smallest
+
+    rows = np.random.default_rng(5).integers(0, 40, size=(70, 900)).astype(np.float32)  # many equal entries
+    kept = Smallest(70, 12)
+    for first in range(0, 900, 130):
+        kept.add(rows[:, first : first + 130], first)
+    columns = kept.columns()
+    assert all(len(set(own)) == 12 for own in columns.tolist())
+    np.testing.assert_array_equal(np.sort(np.take_along_axis(rows, columns, 1), axis=1), np.sort(rows, axis=1)[:, :12])

@@ -42,7 +42,7 @@ def neighbor_graph(
     metric
         ``"euclidean"`` or ``"cosine"``.
     seed
-        Of the approximate search that is used above 50,000 cells.
+        Of the approximate search that is used above 100,000 cells.
 
     Returns
     -------

@@ -23,7 +23,7 @@ class BBKNN(Method, Grapher):
     """Batch-balanced nearest neighbours: a fixed number from each batch, weighted like UMAP's graph.
 
     Every cell is joined to its nearest cells in every batch, itself included in its own. The lists are merged, turned
-    into UMAP's fuzzy weights and trimmed. The search is exact up to 50,000 cells in a batch. There is no embedding:
+    into UMAP's fuzzy weights and trimmed. The search is exact up to 100,000 cells in a batch. There is no embedding:
     cluster, lay out or order the cells on the graph.
 
     **Use it** for a quick graph of many cells from few batches that share their cell types, when UMAP, clusters or
@@ -34,7 +34,7 @@ class BBKNN(Method, Grapher):
     own batch are few, and fine structure is lost. It gives no coordinates and no corrected expression.
 
     **Cost**: a minute of processor time for 100,000 cells × 50 components in 10 batches; quadratic in cells up
-    to 50,000 a batch.
+    to 100,000 a batch.
 
     **Writes** ``obsp["bbknn_distances"]``, ``obsp["bbknn_connectivities"]``, and the entry by which Scanpy finds them:
     ``sc.tl.umap(adata, neighbors_key="bbknn")``.
@@ -55,7 +55,7 @@ class BBKNN(Method, Grapher):
     n_components, n_top_genes
         Of the PCA to start from; with ``use_rep``, the first `n_components` columns are used.
     seed
-        Of the approximate search in batches of more than 50,000 cells; the exact one has no randomness.
+        Of the approximate search in batches of more than 100,000 cells; the exact one has no randomness.
 
     Attributes
     ----------

@@ -81,7 +81,7 @@ class SeuratCCA(SeuratAnchors):
 
     Notes
     -----
-    Neighbours are exact up to 50,000 cells a batch; Seurat's are approximate. Weights are taken from distances in the
+    Neighbours are exact up to 100,000 cells a batch; Seurat's are approximate. Weights are taken from distances in the
     joint components, which come from log-expression with the genes' own variances. The filter's loadings are those of
     the scaled cells.
 

@@ -75,7 +75,7 @@ class SeuratRPCA(SeuratAnchors):
 
     Notes
     -----
-    Neighbours are exact up to 50,000 cells a batch; Seurat's are approximate. Weights are taken from distances in the
+    Neighbours are exact up to 100,000 cells a batch; Seurat's are approximate. Weights are taken from distances in the
     joint components, which come from log-expression with the genes' own variances.
 
     Examples

@@ -50,7 +50,7 @@ def label_cells(cells: Cells, labels: np.ndarray, batch: np.ndarray, k: int, see
     k
         Neighbours wanted; a label with fewer cells has all of them.
     seed
-        Of the approximate search above 50,000 cells of a label.
+        Of the approximate search above 100,000 cells of a label.
 
     Raises
     ------

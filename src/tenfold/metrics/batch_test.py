@@ -38,7 +38,7 @@ def kbet(
         components of the label's part of the neighbour graph (50 neighbours for an embedding); slow, for comparison
         with published values.
     seed
-        Of the approximate search above 50,000 cells of a label.
+        Of the approximate search above 100,000 cells of a label.
 
     Raises
     ------

@@ -128,7 +128,7 @@ def cilisi(cells: Cells, labels: np.ndarray, batch: np.ndarray, seed: int = 0) -
     labels, batch
         Groups, shape (n,).
     seed
-        Of the approximate search above 50,000 cells of a label.
+        Of the approximate search above 100,000 cells of a label.
 
     Raises
     ------

@@ -34,7 +34,7 @@ class Neighbors(NamedTuple):
 
 
 def neighbors(cells: np.ndarray, k: int = 90, seed: int = 0) -> Neighbors:
-    """Find the nearest cells of every cell, itself first and counted: exact up to 50,000 cells.
+    """Find the nearest cells of every cell, itself first and counted: exact up to 100,000 cells.
 
     Parameters
     ----------
@@ -43,7 +43,7 @@ def neighbors(cells: np.ndarray, k: int = 90, seed: int = 0) -> Neighbors:
     k
         Neighbours of a cell, itself included; at most n.
     seed
-        Of the approximate search above 50,000 cells.
+        Of the approximate search above 100,000 cells.
     """
     from tenfold.kernels.knn import knn
 
