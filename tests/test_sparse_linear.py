@@ -7,7 +7,7 @@ from scipy import sparse
 
 from tenfold.kernels import sparse_linear as module
 from tenfold.kernels.rows import all_rows
-from tenfold.kernels.sparse_linear import sparse_linear
+from tenfold.kernels.sparse_linear import csr_product, sparse_linear
 
 
 def rows_of(density, n=37, columns=53, dtype=np.float32):
@@ -66,3 +66,12 @@ def test_any_number_of_threads_gives_the_same_bits():
         torch.set_num_threads(before)
     for one, other in zip(*results, strict=True):
         assert torch.equal(one, other)
+
+
+@pytest.mark.parametrize("kind", [np.float32, np.float64])
+def test_product_of_a_matrix_is_scipys(kind):
+    x = sparse.random(50, 40, density=0.3, format="csr", dtype=np.float32, random_state=0)
+    matrix = np.random.default_rng(0).normal(size=(40, 7)).astype(kind)
+    found = csr_product(x, matrix.T.copy().T)
+    assert found.dtype == kind
+    np.testing.assert_allclose(found, x @ matrix, rtol=1e-4 if kind == np.float32 else 1e-12, atol=1e-6)

@@ -164,11 +164,16 @@ class Annotator(Capability):
 
     def predict(self, adata: AnnData | None = None) -> np.ndarray:
         """Return the label of each cell, shape (n_cells,); ``"Unknown"`` where the method rejects a cell."""
-        return self._decide(self.probabilities(adata))
+        return self._annotated(adata)[1]
 
     def confidence(self, adata: AnnData | None = None) -> np.ndarray:
         """Return the highest probability of each cell, shape (n_cells,), float32."""
         return self.probabilities(adata).to_numpy().max(axis=1)
+
+    def _annotated(self, adata: AnnData | None) -> tuple[pd.DataFrame, np.ndarray]:
+        """Return the probabilities and the label of each cell; methods whose labels need more override this."""
+        found = self.probabilities(adata)
+        return found, self._decide(found)
 
     def _decide(self, probabilities: pd.DataFrame) -> np.ndarray:
         """Choose a label from the probabilities; methods that reject cells override this."""
@@ -185,8 +190,9 @@ class Annotator(Capability):
     def _write(self, adata: AnnData, key: str) -> None:
         import pandas as pd
 
-        found = self.probabilities(None if self._knows(adata) else adata).set_axis(adata.obs_names, axis=0)
-        adata.obs[f"{key}_label"] = pd.Categorical(self._decide(found))
+        found, labels = self._annotated(None if self._knows(adata) else adata)
+        found = found.set_axis(adata.obs_names, axis=0)
+        adata.obs[f"{key}_label"] = pd.Categorical(labels)
         adata.obs[f"{key}_confidence"] = found.to_numpy().max(axis=1)
         adata.obsm[f"{key}_probabilities"] = found
 

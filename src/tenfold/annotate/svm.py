@@ -9,12 +9,16 @@ from scipy import sparse
 from scipy.special import expit, softmax
 
 from tenfold.annotators.base import AnnotatorMethod
+from tenfold.data.dropout_genes import dropout_genes
+from tenfold.kernels.sparse_linear import csr_product
 from tenfold.method import MethodInfo, param
 
 if TYPE_CHECKING:
     import pandas as pd
 
-#: Folds of the calibration by Platt; a label with fewer cells lowers them, below two there is none.
+    from tenfold.data.inputs import Inputs
+
+#: Folds of the calibration by Platt.
 FOLDS = 5
 
 
@@ -22,8 +26,9 @@ class SVM(AnnotatorMethod):
     """Labels by a linear support vector machine, one label against the rest, on the log-expression of all genes.
 
     For each label a hyperplane is learnt with squared hinge loss and L2 penalty. Distances from the planes become
-    probabilities by Platt's sigmoids, fitted on folds of the labelled cells, then by one temperature, fitted on cells
-    that were held out.
+    probabilities by Platt's sigmoids, fitted on five folds of the labelled cells, then by one temperature, fitted on
+    cells that were held out. A label with fewer than five cells is not split: all its cells train every fold, and it
+    gets the mean sigmoid of the others.
 
     **Use it** first, with labelled cells as like yours as can be had. In independent benchmarks no deep annotator beat
     it on the same reference.
@@ -41,7 +46,8 @@ class SVM(AnnotatorMethod):
         Weight of errors against the penalty; smaller is smoother.
     rejection
         Cells whose highest probability is below this are "Unknown"; 0 rejects none. The benchmark that made the
-        method known used 0.7, on uncalibrated probabilities.
+        method known used 0.7, without calibration: ``SVM(normalization="raw", rejection=0.7, calibration=0)`` on the
+        labels with more than 10 cells.
     probability
         ``"platt"``, or ``"margin"``: softmax of the distances, without the folds, six times faster to train.
     normalization
@@ -52,7 +58,10 @@ class SVM(AnnotatorMethod):
     max_iter
         Passes of the solver at most.
     n_top_genes
-        Variable genes to learn from; ``None`` takes all.
+        Genes to learn from; ``None`` takes all.
+    selection
+        How they are chosen: ``"variance"``, or as in the benchmark by ``"dropout"``, genes that are missing from more
+        cells than their mean explains.
     calibration
         Share of the labelled cells held out to calibrate; 0 leaves probabilities as they are.
     seed
@@ -91,6 +100,7 @@ class SVM(AnnotatorMethod):
     normalization: Literal["cp10k", "raw"] = "cp10k"
     class_weight: Literal["none", "balanced"] = "none"
     max_iter: int = param(1000, low=1)
+    selection: Literal["variance", "dropout"] = "variance"
     seed: int = param(0, low=0)
 
     def _logged(self, counts: sparse.csr_matrix, totals: np.ndarray) -> sparse.csr_matrix:
@@ -98,39 +108,73 @@ class SVM(AnnotatorMethod):
             return sparse.csr_matrix((np.log1p(counts.data), counts.indices, counts.indptr), counts.shape)
         return super()._logged(counts, totals)
 
+    def _informative_genes(self, source: Inputs, n_genes: int) -> np.ndarray:
+        if self.selection == "variance":
+            return super()._informative_genes(source, n_genes)
+        on_disk = source.counts_on_disk
+        counts = source.counts if on_disk is None else on_disk
+        return dropout_genes(counts, n_genes, normalize=self.normalization == "cp10k")
+
     def _train(self, x: sparse.csr_matrix, codes: np.ndarray) -> None:
         from sklearn.calibration import CalibratedClassifierCV
         from sklearn.svm import LinearSVC
 
         weight = None if self.class_weight == "none" else self.class_weight
         machine = LinearSVC(C=self.C, class_weight=weight, max_iter=self.max_iter, random_state=self.seed)
-        folds = min(FOLDS, int(np.bincount(codes).min()))
-        if self.probability == "margin" or folds < 2:
-            members, sigmoids = [machine.fit(x, codes)], []
+        folds, scarce = _folds(codes)
+        if self.probability == "margin" or not folds:
+            members, sigmoids = [machine.fit(x, codes)], np.zeros((0, len(self.labels_), 2))
         else:
             fitted = CalibratedClassifierCV(machine, cv=folds).fit(x, codes).calibrated_classifiers_
             members = [each.estimator for each in fitted]
-            sigmoids = [np.array([[s.a_, s.b_] for s in each.calibrators]) for each in fitted]
+            found = [np.array([[s.a_, s.b_] for s in each.calibrators]) for each in fitted]
+            sigmoids = np.array([_both(sigmoid, [1.0, -1.0]) for sigmoid in found])
+            sigmoids[:, scarce] = sigmoids[:, ~scarce].mean(axis=1, keepdims=True)
         planes = [_both(member.coef_, [-1.0]) for member in members]
         offsets = [_both(member.intercept_[:, None], [-1.0])[:, 0] for member in members]
         self.planes_, self.offsets_ = np.array(planes, dtype=np.float32), np.array(offsets, dtype=np.float32)
-        self.sigmoids_ = np.array([_both(sigmoid, [1.0, -1.0]) for sigmoid in sigmoids])
+        self.sigmoids_ = sigmoids
 
     def _score(self, x: sparse.csr_matrix) -> np.ndarray:
-        found = np.zeros((x.shape[0], len(self.labels_)))
-        for number, (planes, offsets) in enumerate(zip(self.planes_, self.offsets_, strict=True)):
-            distance = (x @ planes.T + offsets).astype(np.float64)
-            if len(self.sigmoids_):
-                score = expit(-(distance * self.sigmoids_[number, :, 0] + self.sigmoids_[number, :, 1]))
-                score /= np.maximum(score.sum(axis=1, keepdims=True), np.finfo(float).tiny)
-            else:
-                score = softmax(distance, axis=1)
-            found += score / len(self.planes_)
-        return found
+        distance = self.distances(x)
+        if len(self.sigmoids_):
+            score = expit(-(distance * self.sigmoids_[:, :, 0] + self.sigmoids_[:, :, 1]))
+            score /= np.maximum(score.sum(axis=2, keepdims=True), np.finfo(float).tiny)
+        else:
+            score = softmax(distance, axis=2)
+        return score.mean(axis=1)
+
+    def distances(self, x: sparse.csr_matrix) -> np.ndarray:
+        """Return the distance of cells from each plane of each member, by one product for all of them.
+
+        Parameters
+        ----------
+        x
+            Log-expression of ``genes_``, CSR, shape (n_cells, n_genes).
+
+        Returns
+        -------
+        Shape (n_cells, n_members, n_labels), float64; there are as many members as folds of Platt's calibration.
+        """
+        n_members, n_labels, n_genes = self.planes_.shape
+        found = csr_product(x, self.planes_.reshape(-1, n_genes).T).reshape(-1, n_members, n_labels)
+        return found.astype(np.float64) + self.offsets_
 
     def _decide(self, probabilities: pd.DataFrame) -> np.ndarray:
         sure = probabilities.to_numpy().max(axis=1) >= self.rejection
         return np.where(sure, super()._decide(probabilities), self.UNKNOWN)
+
+
+def _folds(codes: np.ndarray) -> tuple[list[tuple[np.ndarray, np.ndarray]], np.ndarray]:
+    """Return cells to train and to calibrate for each fold, and a mask of labels with too few cells to be split."""
+    from sklearn.model_selection import StratifiedKFold
+
+    scarce = np.bincount(codes) < FOLDS
+    cells, kept = np.flatnonzero(~scarce[codes]), np.flatnonzero(scarce[codes])
+    if np.count_nonzero(~scarce) < 2:
+        return [], scarce
+    folds = StratifiedKFold(FOLDS).split(cells, codes[cells])
+    return [(np.sort(np.concatenate([cells[train], kept])), cells[test]) for train, test in folds], scarce
 
 
 def _both(parameters: np.ndarray, signs: list[float]) -> np.ndarray:

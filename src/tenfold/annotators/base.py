@@ -13,7 +13,7 @@ from scipy import sparse
 from tenfold.annotators.calibration import Calibration, held_out
 from tenfold.data.bar import Bar
 from tenfold.data.counts import counts_layer
-from tenfold.data.genes import match_genes
+from tenfold.data.genes import GeneMatch, match_genes
 from tenfold.data.inputs import Inputs
 from tenfold.data.streamed import cell_sums, row_chunks
 from tenfold.errors import DataError
@@ -40,7 +40,8 @@ class AnnotatorMethod(Method, Annotator):
     is trained again on all of them.
 
     The fitted state is ``genes_`` (what the model reads), ``labels_`` (names), ``calibration_`` (a `Calibration` as a
-    dict), ``found_`` (probabilities of the fitted cells), ``depths_`` (counts of some) and what ``_train`` keeps.
+    dict), ``found_`` and ``told_`` (probabilities and labels of the fitted cells), ``depths_`` (counts of some) and
+    what ``_train`` keeps.
     """
 
     n_top_genes: int | None = param(None, low=10)
@@ -58,6 +59,14 @@ class AnnotatorMethod(Method, Annotator):
     @abstractmethod
     def _score(self, x: sparse.csr_matrix) -> np.ndarray:
         """Return the uncalibrated probability of each label for each cell, shape (n_cells, n_labels)."""
+
+    def _judge(self, x: sparse.csr_matrix, missing: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        """Return what `_score` does, and of which cells the method dares to tell the label, shape (n_cells,), bool.
+
+        `missing` marks genes that the data lack, shape (n_genes,); their columns are empty. Methods that can do better
+        than to take them as not expressed, or that reject cells for more than their probabilities, override this.
+        """
+        return self._score(x), np.ones(x.shape[0], dtype=bool)
 
     def _logged(self, counts: sparse.csr_matrix, totals: np.ndarray) -> sparse.csr_matrix:
         """Return what the method reads of counts; `totals` are sums over all genes of the data, shape (n_cells,)."""
@@ -80,9 +89,10 @@ class AnnotatorMethod(Method, Annotator):
                 "differ. Merge it with another label, or leave it out.",
                 stacklevel=2,
             )
-        x = sparse.vstack(list(self._chunks(source, show=False)), format="csr")
+        match = match_genes(source.adata.var_names, self.genes_)
+        x = sparse.vstack(list(self._chunks(source, match, show=False)), format="csr")
         self._learn(x, codes, None if source.batch is None else source.batch.values)
-        self.found_ = self._label(data)
+        self.found_, self.told_ = self._tell(data)
         self.depths_ = self._depths(data.adata, data.roles.get("layer"))
 
     def _learn(self, x: sparse.csr_matrix, codes: np.ndarray, groups: np.ndarray | None) -> None:
@@ -104,11 +114,15 @@ class AnnotatorMethod(Method, Annotator):
             shared = match_genes(data.adata.var_names, names).places
         if self.n_top_genes is None or self.n_top_genes >= len(shared):
             return names[shared]
-        chosen = source.variable_genes(self.n_top_genes)
+        chosen = self._informative_genes(source, self.n_top_genes)
         chosen = chosen[np.isin(chosen, shared)]
         if not len(chosen):
             raise DataError("None of the reference's variable genes are in the data to label; raise n_top_genes.")
         return names[chosen]
+
+    def _informative_genes(self, source: Inputs, n_genes: int) -> np.ndarray:
+        """Return the sorted columns of genes to learn from; methods that choose in another way override this."""
+        return source.variable_genes(n_genes)
 
     # ---- labels of cells ---------------------------------------------------------------------------------------------
 
@@ -130,13 +144,16 @@ class AnnotatorMethod(Method, Annotator):
         DataError
             Hardly any of the fitted genes are there.
         """
+        return self._annotated(adata)[0]
+
+    def _annotated(self, adata: AnnData | None) -> tuple[pd.DataFrame, np.ndarray]:
         import pandas as pd
 
         self._check_fitted()
         if adata is None:
-            return pd.DataFrame(self.found_, columns=self.labels_)
-        roles = {"layer": self.roles_["layer"]} if "layer" in self.roles_ else {}
-        return pd.DataFrame(self._label(Inputs(adata, roles)), index=adata.obs_names, columns=self.labels_)
+            return pd.DataFrame(self.found_, columns=self.labels_), self.told_
+        found, told = self._tell(Inputs(adata, {"layer": self.roles_["layer"]} if "layer" in self.roles_ else {}))
+        return pd.DataFrame(found, index=adata.obs_names, columns=self.labels_), told
 
     def _knows(self, adata: AnnData) -> bool:
         return super()._knows(adata) and np.array_equal(self.depths_, self._depths(adata, self.roles_.get("layer")))
@@ -146,14 +163,25 @@ class AnnotatorMethod(Method, Annotator):
         some = counts_layer(adata[:LOOKED_AT], layer)
         return np.asarray(some.sum(axis=1, dtype=np.float64)).ravel()
 
-    def _label(self, data: Inputs) -> np.ndarray:
-        calibration = Calibration(**self.calibration_)
-        parts = [calibration.tempered(self._score(x)) for x in self._chunks(data)]
-        return np.concatenate(parts)
+    def _tell(self, data: Inputs) -> tuple[np.ndarray, np.ndarray]:
+        """Return the calibrated probabilities and the label of each cell."""
+        import pandas as pd
 
-    def _chunks(self, data: Inputs, show: bool = True) -> Iterator[sparse.csr_matrix]:
-        """Iterate over the cells as the method reads them: chunks of (n_cells, n_genes), missing genes empty."""
+        found, sure = self._label(data)
+        labels = self._decide(pd.DataFrame(found, columns=self.labels_))
+        return found, np.where(sure, labels, self.UNKNOWN)
+
+    def _label(self, data: Inputs) -> tuple[np.ndarray, np.ndarray]:
+        calibration = Calibration(**self.calibration_)
         match = match_genes(data.adata.var_names, self.genes_)
+        missing = np.ones(len(self.genes_), dtype=bool)
+        missing[match.places] = False
+        parts = [self._judge(x, missing) for x in self._chunks(data, match)]
+        scores, sure = (np.concatenate(part) for part in zip(*parts, strict=True))
+        return calibration.tempered(scores), sure
+
+    def _chunks(self, data: Inputs, match: GeneMatch, show: bool = True) -> Iterator[sparse.csr_matrix]:
+        """Iterate over the cells as the method reads them: chunks of (n_cells, n_genes), missing genes empty."""
         whole: Any = data.counts_on_disk
         totals = cell_sums(data.counts if whole is None else whole)
         counts = data.counts_of(match.columns)

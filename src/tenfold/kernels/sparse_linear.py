@@ -6,6 +6,7 @@ from __future__ import annotations
 import numpy as np
 import torch
 from numba import njit
+from scipy import sparse
 from torch import Tensor
 
 from tenfold.kernels.rows import SparseRows
@@ -41,6 +42,27 @@ def sparse_linear(rows: SparseRows, weight: Tensor, bias: Tensor | None = None) 
     fused = weight.device.type == "cpu" and weight.dtype == rows.values.dtype == torch.float32
     product = _SparseProduct.apply(rows, weight) if fused else rows.dense() @ weight
     return product if bias is None else product + bias
+
+
+def csr_product(x: sparse.csr_matrix, matrix: np.ndarray) -> np.ndarray:
+    """Multiply a CSR matrix by a dense one, ``x @ matrix``, by the threads that are allowed; without gradients.
+
+    Parameters
+    ----------
+    x
+        Shape (B, G), float32 or float64.
+    matrix
+        Shape (G, H), float32 or float64.
+
+    Returns
+    -------
+    Shape (B, H), of the type of `matrix`.
+    """
+    matrix = np.ascontiguousarray(matrix)
+    out = np.empty((x.shape[0], matrix.shape[1]), dtype=matrix.dtype)
+    arrays = (x.indptr, x.indices, x.data.astype(matrix.dtype, copy=False), matrix, out)
+    in_threads(lambda first, last: _gather_rows(first, last, *arrays), x.shape[0])
+    return out
 
 
 class _SparseProduct(torch.autograd.Function):
