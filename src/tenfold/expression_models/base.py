@@ -100,13 +100,17 @@ class ExpressionMethod(Method, Embedder, Corrector):
         self._check_fitted()
         told = self._design.categories != (1,) or self._design.n_continuous
         used = {"layer"} if blind or not told else set(self.roles_) - self._fit_only
-        # A scaling by batch looks for the batch of new cells; without one they are a batch of their own.
-        if self.scale_["kind"] == "batch max" and self.roles_.get("batch") in adata.obs:
+        if self._uses_batch and self.roles_.get("batch") in adata.obs:
             used.add("batch")
         data = Inputs(adata, {role: key for role, key in self.roles_.items() if role in used})
         columns = check.gene_columns(adata, self.modelled_genes)
         cells = self._read(data, expression_of(data, columns, in_memory=self.scale_["kind"] == "standard"))
         return cells if blind else cells | self._design.encode(data)
+
+    @property
+    def _uses_batch(self) -> bool:
+        """Whether cells are read batch by batch; new cells without a batch are then one of their own."""
+        return self.scale_["kind"] == "batch max"
 
     @property
     def modelled_genes(self) -> np.ndarray:
