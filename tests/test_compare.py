@@ -17,6 +17,7 @@ import tenfold as tf
 from tenfold import report
 from tenfold.compare import session
 from tenfold.errors import DataError, FileFormatError, ParameterError, RoleError
+from tenfold.integrate._ranking import LEFT_OUT
 from tenfold.integrate._task import TASK
 from tenfold.task import Assessment, Control
 
@@ -57,7 +58,7 @@ def test_runs_tell_what_was_done(finished):
     assert run["status"] == "ok" and run["seconds"] > 0 and run["peak_memory_mb"] > 50
     assert run["parameters"]["theta"] == 2.0 and run["parameters"]["seed"] == 0
     assert {control["name"] for control in run["controls"]} == {
-        "planted_effect", "null_batch", "within_batch", "removed_type",
+        "planted_effect", "null_batch", "within_batch", "removed_type", "no_common_type", "unequal_proportions",
     }  # fmt: skip
     assert all(control["verdict"] in ("pass", "warn", "fail", "info", "not run") for control in run["controls"])
     assert all(control["rule"] and control["sentence"].endswith((".", "?")) for control in run["controls"])
@@ -178,6 +179,7 @@ def test_interrupt_keeps_finished_runs_and_leaves_no_process(tmp_path):
         ({"params": {"harmonie": {}}}, ParameterError, "Did you mean 'harmony'"),
         ({"params": {"harmony": {"thetas": 1}}}, ParameterError, "Did you mean 'theta'"),
         ({"seeds": 0}, ParameterError, "seeds"),
+        ({"controls": "every"}, ParameterError, "controls is True"),
     ],
 )
 def test_wrong_calls_end_before_any_run(tmp_path, given, error, words):
@@ -288,3 +290,21 @@ def test_higher_scores_with_a_failed_control_are_named():
     scores = _scores({"pca": (0.4, 0.9, 0.1), "harmony": (0.6, 0.9, 0.7)})
     _, advice = TASK.rank(scores, {"harmony": [FAILED]}, YES, set())
     assert advice.method == "pca" and "Harmony (null batch)" in advice.sentence
+
+
+def test_a_control_that_some_methods_were_spared_counts_for_none():
+    scores = _scores({"pca": (0.2, 0.9, 0.1), "harmony": (0.6, 0.9, 0.7), "scvi": (0.5, 0.9, 0.6)})
+    failed = Control("unequal_proportions", "Unequal proportions", "fail", "Merged.", "rule")
+    spared = Control("unequal_proportions", "Unequal proportions", "not run", "Left out.", "rule", LEFT_OUT)
+    assert TASK.rank(scores, {"harmony": [failed], "scvi": [spared]}, YES, set())[1].method == "harmony"
+    assert TASK.rank(scores, {"harmony": [failed]}, YES, set())[1].method == "scvi"
+    expression = Control("expression_kept", "Corrected expression", "fail", "Lost.", "rule")
+    assert TASK.rank(scores, {"harmony": [expression]}, YES, set())[1].method == "harmony"
+
+
+def test_methods_that_see_labels_are_never_named_as_what_scored_higher():
+    scores = _scores({"pca": (0.4, 0.9, 0.5), "teacher": (0.9, 1.0, 0.9)})
+    _, advice = TASK.rank(scores, {}, YES, {"teacher"})
+    assert advice.method == "pca" and "No method did better" in advice.sentence
+    assert "given the labels" in advice.reasons[-1] and "teacher" in advice.reasons[-1]
+    assert TASK.rank(scores[scores["method"] == "teacher"], {}, YES, {"teacher"})[1].method is None

@@ -90,9 +90,18 @@ class ComparedTask(ABC):
 
     @abstractmethod
     def controls(
-        self, make: Callable[[int], Method], fitted: Method, adata: AnnData, roles: dict[str, str], seed: int
+        self,
+        make: Callable[[int], Method],
+        fitted: Method,
+        adata: AnnData,
+        roles: dict[str, str],
+        seed: int,
+        thorough: bool = False,
     ) -> list[tuple[Control, list[Score]]]:
-        """Run the controls of the task on a method; `make` gives an unfitted one for a seed."""
+        """Run the controls of the task on a method; `make` gives an unfitted one for a seed.
+
+        `thorough`: all of them, whatever they cost; otherwise those that train a model many times are left out.
+        """
 
     @abstractmethod
     def display(self, method: Method, shown: np.ndarray, seed: int) -> tuple[np.ndarray, np.ndarray | None]:

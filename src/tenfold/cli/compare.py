@@ -44,6 +44,12 @@ def compare(
             "--no-controls", metavar=NO_VALUE, help="Leave out the controls, which refit every method several times."
         ),
     ] = False,
+    all_controls: Annotated[
+        bool,
+        typer.Option(
+            "--all-controls", metavar=NO_VALUE, help="Also those that train a deep model many times: minutes a model."
+        ),
+    ] = False,
     **roles: Any,
 ) -> None:
     """Run many methods on your data, score them, test them with controls, and say which to trust.
@@ -56,12 +62,15 @@ def compare(
     from tenfold.compare import compare as compare_methods
     from tenfold.data import read
 
+    if all_controls and no_controls:
+        raise typer.BadParameter("Give --no-controls or --all-controls, not both.")
     kept = f"Stopped. Runs that were done are kept in {out}; go on with: {_resuming(this_command('--resume'))}"
     with stoppable(kept):
         result = compare_methods(
             task, read(data, modality), methods,
-            out=out, seeds=seeds, timeout=timeout, memory_gb=memory_gb, controls=not no_controls,
-            resume=resume, overwrite=overwrite, scheduler=scheduler, name=data.name, console=errors(), **roles,
+            out=out, seeds=seeds, timeout=timeout, memory_gb=memory_gb,
+            controls="all" if all_controls else not no_controls, resume=resume,
+            overwrite=overwrite, scheduler=scheduler, name=data.name, console=errors(), **roles,
         )  # fmt: skip
     show_comparison(result)
 

@@ -11,7 +11,7 @@ from contextlib import contextmanager
 from datetime import UTC, datetime
 from importlib.metadata import version
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 import psutil
@@ -46,7 +46,7 @@ def compare(
     params: dict[str, dict[str, Any]] | None = None,
     timeout: float | None = None,
     memory_gb: float | None = None,
-    controls: bool = True,
+    controls: bool | Literal["all"] = True,
     resume: bool = False,
     overwrite: bool = False,
     scheduler: str | None = None,
@@ -75,7 +75,8 @@ def compare(
     memory_gb
         Memory that one run may take, in GiB; default 80 % of what is free.
     controls
-        Also run the task's controls (each refits the method on at most 3,000 cells; first seed only).
+        Also run the task's controls (each refits the method on at most 3,000 cells; first seed only). ``"all"``: also
+        those that would train a deep model many times, and every repeat of the others.
     resume
         Continue a comparison of the same data in `out`; runs that are done are kept.
     overwrite
@@ -102,6 +103,8 @@ def compare(
     MissingExtraError, ResourceError
         With `scheduler`: Dask is not installed, or the cluster cannot be used as it is.
     """
+    if controls not in (True, False, "all"):
+        raise ParameterError(f'controls is True, False or "all", not {controls!r}.')
     judge = compared_task(task)
     roles = _checked_roles(judge, roles)
     plan = _plan(judge, methods, seeds, params or {})
@@ -280,11 +283,11 @@ def _jobs(
     roles: dict[str, str],
     directory: Path,
     fingerprint: str,
-    controls: bool,
+    controls: bool | Literal["all"],
 ) -> Iterable[Job]:
     for method, seeds in plan.items():
         for seed in seeds:
-            with_controls = controls and seed == seeds[0]
+            with_controls = controls if seed == seeds[0] else False
             values = params.get(method, {})
             yield Job(
                 task, method, seed, values, roles,

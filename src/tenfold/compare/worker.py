@@ -34,7 +34,8 @@ class Job:
     cells: str
     result: str
     fingerprint: str
-    controls: bool
+    #: True, False, or "all".
+    controls: bool | str
 
     @property
     def label(self) -> str:
@@ -117,7 +118,7 @@ def _carry_out(job: Job, record: dict[str, Any]) -> None:
         return
     write_json(Path(job.result), {**record, "complete": False})
     stage("controls")
-    for control, found in task.controls(make, method, adata, job.roles, job.seed):
+    for control, found in task.controls(make, method, adata, job.roles, job.seed, job.controls == "all"):
         record["controls"].append(asdict(control))
         record["scores"] += [asdict(score) for score in found]
 

@@ -7,9 +7,10 @@ from dataclasses import dataclass
 import numpy as np
 from scipy import sparse
 
+from tenfold.data import cluster, graph
 from tenfold.kernels.knn import knn
 from tenfold.method import Embedder, Grapher, Method
-from tenfold.metrics import graph_neighbors
+from tenfold.metrics import Neighbors, graph_neighbors, neighbors
 
 K = 15
 
@@ -43,6 +44,23 @@ class Representation:
         if self.embedding is not None:
             return nearest(self.embedding, k)
         return graph_neighbors(self.connectivities, k)[0]
+
+    def lists(self, k: int) -> Neighbors:
+        """Return neighbours with distances as the metrics take them, at most `k` a cell."""
+        k = min(k, self.n_cells - 1)
+        return neighbors(self.embedding, k) if self.embedding is not None else graph_neighbors(self.connectivities, k)
+
+    @property
+    def n_cells(self) -> int:
+        """Number of cells."""
+        return (self.connectivities if self.embedding is None else self.embedding).shape[0]
+
+
+def leiden(result: Representation, seed: int = 0) -> np.ndarray:
+    """Cluster by Leiden at resolution 1, shape (n_cells,)."""
+    if result.connectivities is not None:
+        return cluster.leiden(result.connectivities, seed=seed)
+    return cluster.leiden(graph.neighbor_graph(result.embedding, K).connectivities, seed=seed)
 
 
 def nearest(embedding: np.ndarray, k: int = K) -> np.ndarray:

@@ -12,11 +12,12 @@ from anndata import AnnData
 
 from tenfold.data import check, graph
 from tenfold.data.inputs import Inputs
-from tenfold.integrate import _controls
+from tenfold.integrate import _controls, _expression, _null, _types
 from tenfold.integrate._assess import assess
 from tenfold.integrate._neighbors import Representation
+from tenfold.integrate._ranking import LEFT_OUT, rank
 from tenfold.integrate._trial import Trial, largest_batch
-from tenfold.method import Method
+from tenfold.method import Corrector, Method
 from tenfold.metrics.suite import METRICS, integration_metrics
 from tenfold.task import Assessment, ComparedTask, Control, Recommendation, Score
 
@@ -45,17 +46,48 @@ _CONTROL_METRICS = {
         "headline": False,
         "warning": "Compared with PCs of each batch; models with a latent space of their own always score lower.",
     },
+    "correlations_kept": {
+        "title": "Gene correlations kept",
+        "group": "control",
+        "range": [-1, 1],
+        "good": "high",
+        "headline": False,
+        "warning": "Low where corrected values are smooth; any linear correction of each gene keeps all of them.",
+    },
+    "fold_changes_kept": {
+        "title": "Fold changes kept",
+        "group": "control",
+        "range": [-1, 1],
+        "good": "high",
+        "headline": False,
+        "warning": "Ranks of clear markers within batches; says nothing of differences invented elsewhere.",
+    },
     "removed_type_purity": {
         "title": "Purity of a removed type",
         "group": "control",
         "range": [0, 1],
         "good": "high",
         "headline": False,
-        "warning": None,
+        "warning": "A mean over types; the verdict is that of the worst one.",
+    },
+    "apart_without_common_type": {
+        "title": "Apart without common type",
+        "group": "control",
+        "range": [0, 1],
+        "good": "high",
+        "headline": False,
+        "warning": "High without any correction too: read it beside a planted effect that is removed.",
+    },
+    "unequal_purity": {
+        "title": "Purity at unequal proportions",
+        "group": "control",
+        "range": [0, 1],
+        "good": "high",
+        "headline": False,
+        "warning": "Depends on how distinct the labels are; the verdict compares with the balanced run.",
     },
 }
-_RANKED_WITH_LABELS = ("recovered_neighbors", "bio", "batch")
-_RANKED_WITHOUT = ("recovered_neighbors", "within_batch_neighbors", "ilisi")
+_Outcome = tuple[Control, list[Score]]
 
 
 class Integration(ComparedTask):
@@ -95,23 +127,43 @@ class Integration(ComparedTask):
         return scores
 
     def controls(
-        self, make: Callable[[int], Method], fitted: Method, adata: AnnData, roles: dict[str, str], seed: int
+        self,
+        make: Callable[[int], Method],
+        fitted: Method,
+        adata: AnnData,
+        roles: dict[str, str],
+        seed: int,
+        thorough: bool = False,
     ) -> list[tuple[Control, list[Score]]]:
-        """Run D6, D1, D2 and D4; a control that cannot be run on these data says why instead of ending the run."""
+        """Run D6, D1, D4, D7, D2 and D3; a control that cannot be run on these data says why instead of ending the run.
+
+        Trained models are refitted less often unless `thorough`: one split in D1, three types in D2, no second seed in
+        D4; and D3 and the extreme of D2 are left out.
+        """
         batch, labels = roles["batch"], roles.get("labels")
-        trial = Trial(make, labels)
+        trial = Trial(make, labels, thorough)
         small = largest_batch(adata, batch, seed)
-        runs: list[tuple[str, str, Callable[[], tuple[Control, list[Score]]]]] = [
-            ("planted_effect", "Planted batch effect", lambda: _controls.planted_effect(trial, small, seed)),
-            ("null_batch", "Null batch", lambda: _controls.null_batch(trial, small, seed)),
-            ("within_batch", "Neighbours within batches",
-             lambda: _controls.within_batch(fitted, adata, batch, seed)),
-        ]  # fmt: skip
+        runs: dict[tuple[str, str], Callable[[], _Outcome]] = {
+            ("planted_effect", "Planted batch effect"): lambda: _controls.planted_effect(trial, small, seed),
+            ("null_batch", "Null batch"): lambda: _null.null_batch(trial, small, seed),
+            ("within_batch", "Neighbours within batches"):
+                lambda: _controls.within_batch(trial, fitted, adata, batch, seed),
+        }  # fmt: skip
+        if isinstance(fitted, Corrector):
+            runs["expression_kept", _expression.TITLE] = lambda: _expression.expression_kept(
+                fitted, adata, batch, labels, seed
+            )
         if labels is not None:
-            runs.append(("removed_type", "Removed cell type",
-                         lambda: _controls.removed_type(trial, adata, batch, labels, seed)))  # fmt: skip
+            runs["removed_type", "Removed cell type"] = lambda: _types.removed_type(trial, adata, batch, labels, seed)
+            for name, title, control in (
+                ("no_common_type", "No common type", _types.no_common_type),
+                ("unequal_proportions", "Unequal proportions", _types.unequal_proportions),
+            ):
+                runs[name, title] = lambda name=name, title=title, control=control: (
+                    _left_out(name, title) if trial.sparing else control(trial, adata, batch, labels, seed)
+                )
         done = []
-        for name, title, run in runs:
+        for (name, title), run in runs.items():
             try:
                 done.append(run())
             except Exception as error:  # a method may break on a control's few cells; that is a finding
@@ -138,96 +190,13 @@ class Integration(ComparedTask):
         self, scores: pd.DataFrame, controls: dict[str, list[Control]], assessment: Assessment, sees_labels: set[str]
     ) -> tuple[list[dict[str, Any]], Recommendation]:
         """Rank by the mean of a planted effect recovered, biology kept and batches mixed; failed controls go last."""
-        parts = _ranked_parts(scores)
-        failed = {m: [c.title for c in controls.get(m, []) if c.verdict == "fail"] for m in parts.index}
-        order = sorted(
-            parts.index,
-            key=lambda m: (m in sees_labels, bool(failed[m]) and m != self.baseline, -parts.loc[m, "overall"]),
-        )
-        ranking = [
-            {
-                "method": name,
-                "overall": float(parts.loc[name, "overall"]),
-                "reasons": _reasons(parts.loc[name], failed[name]),
-                "uses_labels": name in sees_labels,
-            }
-            for name in order
-        ]
-        return ranking, self._recommend(order, parts, failed, assessment)
-
-    def _recommend(
-        self, order: list[str], parts: pd.DataFrame, failed: dict[str, list[str]], assessment: Assessment
-    ) -> Recommendation:
-        if not order:
-            return Recommendation(None, "No method finished, so nothing can be recommended.", [])
-        best = order[0]
-        reasons = _reasons(parts.loc[best], failed[best])
-        reasons.append("Ranked by the mean of these shares; a method that failed a control goes last.")
-        if assessment.verdict == "not advised":
-            sentence = f"Integration not advised; stay with {_title(self.baseline)}."
-            return Recommendation(self.baseline, sentence, [assessment.sentence, *reasons])
-        if assessment.verdict == "confounded":
-            return Recommendation(None, "No method can be recommended: batch and biology cannot be told apart.",
-                                  [assessment.sentence])  # fmt: skip
-        if best == self.baseline:
-            return Recommendation(best, self._stay(order, parts, failed), reasons)
-        if failed[best]:
-            causes = [f"{_title(name)}: {', '.join(failed[name])}" for name in order if failed[name]]
-            return Recommendation(None, "Every method failed a control on these data; none is recommended.", causes)
-        gain = parts.loc[best, "overall"] - parts["overall"].get(self.baseline, np.nan)
-        if np.isfinite(gain):
-            reasons.insert(0, f"Overall {gain:+.2f} against {_title(self.baseline)} (no integration).")
-        return Recommendation(best, f"Use {_title(best)} on these data.", reasons)
-
-    def _stay(self, order: list[str], parts: pd.DataFrame, failed: dict[str, list[str]]) -> str:
-        """Say why the uncorrected data are to be kept: nothing scored higher, or what did failed a control."""
-        base = _title(self.baseline)
-        higher = [name for name in order if parts.loc[name, "overall"] > parts.loc[self.baseline, "overall"]]
-        if not higher:
-            return f"No method did better than {base} without correction; stay with it."
-        causes = "; ".join(f"{_title(name)} ({', '.join(failed[name]).lower()})" for name in higher)
-        return (
-            f"Stay with {base}, uncorrected, for now: the methods that scored higher failed a control on these data: "
-            f"{causes}."
-        )
+        return rank(scores, controls, assessment, sees_labels, self.baseline)
 
 
-def _title(name: str) -> str:
-    """Return the title of a method, as the report's tables show it."""
-    from tenfold import catalog
-
-    return catalog.find("integrate", name).info.title if name in catalog.names("integrate") else name
-
-
-def _ranked_parts(scores: pd.DataFrame) -> pd.DataFrame:
-    """Return one row a method: the parts of the ranking, and their mean as ``overall``.
-
-    Biology and batches are means over the metrics that every method has, since a graph (BBKNN) has fewer than an
-    embedding.
-    """
-    main = scores[scores["group"].isin(["bio", "batch", "control"])]
-    means = main.groupby(["method", "metric"])["value"].mean().unstack()
-    shared = means.columns[means.notna().all()]
-    grouped = main[main["group"].isin(["bio", "batch"]) & main["metric"].isin(shared)]
-    table = means.join(grouped.groupby(["method", "group"])["value"].mean().unstack())
-    wanted = _RANKED_WITH_LABELS if "bio" in table and table["bio"].notna().any() else _RANKED_WITHOUT
-    parts = table.reindex(columns=list(wanted))
-    parts["overall"] = parts.mean(axis=1)
-    return parts.dropna(subset=["overall"])
-
-
-_NAMES = {
-    "recovered_neighbors": "true neighbours recovered under a planted batch effect",
-    "bio": "cell types kept apart (mean of the unscaled bio scores that every method has)",
-    "batch": "batches mixed (mean of the unscaled batch scores that every method has)",
-    "within_batch_neighbors": "neighbours within batches kept",
-    "ilisi": "batches mixed (iLISI)",
-}
-
-
-def _reasons(row: pd.Series, failed: list[str]) -> list[str]:
-    reasons = [f"{_NAMES[name]}: {value:.2f}" for name, value in row.items() if name in _NAMES and np.isfinite(value)]
-    return [*reasons, *(f"failed: {title}" for title in failed)]
+def _left_out(name: str, title: str) -> _Outcome:
+    """Return the outcome of a control that costs too much by default."""
+    sentence = 'Left out, because it trains the model again: ask for it with controls="all" (--all-controls).'
+    return Control(name, title, "not run", sentence, "Run by default for methods that are not trained.", LEFT_OUT), []
 
 
 TASK = Integration()

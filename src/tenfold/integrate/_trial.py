@@ -1,4 +1,4 @@
-"""What the controls of integration share: refitting a method on few cells, and the noise yardstick."""
+"""What the controls of integration share: refitting a method on few cells, verdicts, and the noise yardstick."""
 
 from __future__ import annotations
 
@@ -12,6 +12,7 @@ from tenfold import metrics
 from tenfold.data.inputs import Inputs
 from tenfold.integrate._neighbors import nearest
 from tenfold.method import Method
+from tenfold.task import Verdict
 
 CONTROL_CELLS = 3000
 N_COMPONENTS = 50
@@ -22,16 +23,28 @@ BATCH = "tenfold_batch"
 
 @dataclass(frozen=True)
 class Trial:
-    """A method under control: how to make it, and how often a control is repeated."""
+    """A method under control: how to make it, and how much its controls may cost."""
 
     make: Callable[[int], Method]
     #: obs column with labels, shown to methods that are made to see them.
     labels: str | None = None
+    #: Whether all controls were asked for, whatever they cost.
+    thorough: bool = False
 
     @property
     def deep(self) -> bool:
-        """Deep models are refitted once per control, classical ones three times."""
+        """Whether the method is trained, so that each fit takes seconds to minutes even on few cells."""
         return self.make(0).info.family == "deep"
+
+    @property
+    def sparing(self) -> bool:
+        """Whether to refit less often: deep models, unless all controls were asked for."""
+        return self.deep and not self.thorough
+
+    @property
+    def stochastic(self) -> bool:
+        """Whether the seed changes the result."""
+        return self.make(0).info.stochastic
 
     @property
     def batch_free(self) -> bool:
@@ -45,6 +58,16 @@ class Trial:
         if self.labels is not None and method.info.sees_labels:
             roles["labels"] = self.labels
         return method.fit(adata, progress=False, **roles)
+
+
+def judged(loss: float) -> Verdict:
+    """Return the verdict on a share of neighbours lost: pass up to 0.05, warn up to 0.15."""
+    return "pass" if loss <= 0.05 else "warn" if loss <= 0.15 else "fail"
+
+
+def worse(first: Verdict, second: Verdict) -> Verdict:
+    """Return the more severe of two verdicts."""
+    return max(first, second, key=("pass", "warn", "fail").index)
 
 
 def largest_batch(adata: AnnData, batch: str, seed: int) -> AnnData:
