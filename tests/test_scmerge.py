@@ -15,6 +15,7 @@ from tenfold.data import replicates as rep
 from tenfold.data.unwanted import cell_factors, components_without, lost_variance, replicate_factors
 from tenfold.errors import DataError, KeyMissingError
 from tenfold.integrate.scmerge import ScMerge
+from tenfold.integrate.scmerge_v1 import ScMergeV1
 from tenfold.kernels.knn import knn
 
 
@@ -180,3 +181,51 @@ def test_warns_where_much_of_a_batch_is_lost():
     with warnings.catch_warnings():
         warnings.simplefilter("error", UserWarning)
         ScMerge(n_factors=None, n_components=5).fit(two_batches(), batch="batch")
+
+
+def test_known_types_are_the_clusters_and_matched():
+    adata = two_batches()
+    method = ScMerge(n_factors=5, n_components=5).fit(adata, batch="batch", labels="cell_type")
+    types, batch = (adata.obs[key].cat.codes.to_numpy() for key in ("cell_type", "batch"))
+    assert len(np.unique(method.batch_clusters_)) == 7  # 4 types and 3 types
+    for match in method.matches_:
+        sides = [np.unique(types[method.batch_clusters_ == match[side]]) for side in ("left_cluster", "right_cluster")]
+        assert len(sides[0]) == 1 and sides[0] == sides[1]
+    assert [len(np.unique(batch[method.batch_clusters_ == c])) for c in range(7)] == [1] * 7
+
+
+def test_only_clusters_of_the_same_condition_are_matched():
+    adata = two_batches()
+    adata.obs["condition"] = pd.Categorical(np.where(np.arange(800) % 3 == 0, "x", "y"))
+    method = ScMerge(n_factors=5, n_components=5).fit(
+        adata, batch="batch", labels="cell_type", categorical_covariates="condition"
+    )
+    condition = adata.obs["condition"].cat.codes.to_numpy()
+    assert len(np.unique(method.batch_clusters_)) == 14 and len(method.matches_) >= 6
+    for match in method.matches_:
+        sides = [condition[method.batch_clusters_ == match[side]] for side in ("left_cluster", "right_cluster")]
+        assert len(np.unique(np.concatenate(sides))) == 1
+
+
+@pytest.mark.parametrize("cls", [ScMerge, ScMergeV1])
+def test_new_cells_are_corrected_by_the_fitted_effects(cls):
+    """Half of the cells, corrected as new ones, come to lie where a fit of the same effects puts the fitted half."""
+    adata = two_batches()
+    method = cls(n_factors=3, n_components=5).fit(adata[::2].copy(), batch="batch")
+    again = adata[::2].copy()
+    np.testing.assert_allclose(method.embed(again), method.embed(), atol=1e-4)
+    np.testing.assert_allclose(method.correct_cells(again), method.correct(), atol=1e-5)
+    new, genes = adata[1::2, ::-1].copy(), [adata.var_names[9], adata.var_names[2]]
+    values = method._scaled(tf.data.preprocess.normalize_log1p(adata[1::2].X)).toarray()
+    factors = (values - method.mean_) @ method.weights_
+    expected = values - factors @ method.alpha_
+    np.testing.assert_allclose(method.correct_cells(new, genes=genes), expected[:, [9, 2]], atol=1e-5)
+    batch, mixed = adata.obs["batch"].cat.codes.to_numpy()[1::2], []
+    for points in (
+        method.embed(new),
+        cls(n_factors=0, n_components=5).fit(adata[::2].copy(), batch="batch").embed(new),
+    ):
+        mixed.append((batch[knn(points, k=16)[0][:, 1:]] != batch[:, None]).mean())
+    assert mixed[0] > mixed[1] + 0.05
+    with pytest.raises(KeyMissingError, match="genes needed are not in the data"):
+        method.embed(new[:, :50].copy())

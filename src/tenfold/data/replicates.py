@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-from itertools import combinations
+from itertools import combinations, product
 from typing import Any, NamedTuple
 
 import numpy as np
-from scipy import sparse
+from scipy import sparse, stats
 
 from tenfold.kernels.communities import louvain
 from tenfold.kernels.knn import knn
@@ -107,7 +107,9 @@ def cluster_averages(bulks: PseudoBulks) -> tuple[np.ndarray, np.ndarray, float]
     return averages, sizes, float(np.sqrt(max(squares, 0.0) / degrees)) if degrees else 0.0
 
 
-def mutual_clusters(bulks: PseudoBulks, batch_of: np.ndarray, genes: np.ndarray) -> list[Match]:
+def mutual_clusters(
+    bulks: PseudoBulks, batch_of: np.ndarray, genes: np.ndarray, condition_of: np.ndarray | None = None
+) -> list[Match]:
     """Find clusters of different batches that are each other's nearest.
 
     The distance of two clusters is the median of 1 - Pearson correlation over all pairs of their pseudo-bulks. Two
@@ -121,14 +123,18 @@ def mutual_clusters(bulks: PseudoBulks, batch_of: np.ndarray, genes: np.ndarray)
         Batch of each cluster, (n_clusters,).
     genes
         Columns that the correlation is taken over.
+    condition_of
+        Condition of each cluster, (n_clusters,): only clusters of the same one are compared; ``None`` for a single one.
     """
+    condition_of = np.zeros(len(batch_of), dtype=np.int64) if condition_of is None else condition_of
     scaled = bulks.profiles[:, genes] - bulks.profiles[:, genes].mean(axis=1, keepdims=True)
     scaled /= np.maximum(np.linalg.norm(scaled, axis=1, keepdims=True), 1e-30)
     rows = [scaled[bulks.cluster == c] for c in range(len(batch_of))]
     found = []
-    for a, b in combinations(np.unique(batch_of), 2):
-        left, right = np.flatnonzero(batch_of == a), np.flatnonzero(batch_of == b)
-        if len(left) == len(right) == 1:
+    pairs_of_batches = combinations(np.unique(batch_of), 2)
+    for (a, b), condition in product(pairs_of_batches, np.unique(condition_of)):
+        left, right = (np.flatnonzero((batch_of == side) & (condition_of == condition)) for side in (a, b))
+        if len(left) == len(right) == 1 or not len(left) or not len(right):
             continue
         alike = np.array([[np.median(rows[p] @ rows[q].T) for q in right] for p in left])
         best, back = alike.argmax(axis=1), alike.argmax(axis=0)
@@ -181,3 +187,38 @@ def matching_table(
         }
         for match in matches
     ]  # fmt: skip
+
+
+def sampled(cluster: np.ndarray, most: int, rng: np.random.Generator) -> np.ndarray:
+    """Return the cells of clusters of at most `most` cells, and so many at random of larger ones, in order."""
+    kept = []
+    for c in np.unique(cluster):
+        cells = np.flatnonzero(cluster == c)
+        kept.append(cells if len(cells) <= most else rng.choice(cells, most, replace=False))
+    return np.sort(np.concatenate(kept))
+
+
+def central(matrix: sparse.csr_matrix, cluster: np.ndarray, share: float) -> np.ndarray:
+    """Return which cells are among the given share of their cluster that is nearest to its median, (n_cells,), bool.
+
+    Parameters
+    ----------
+    matrix
+        Cells × genes, CSR, without negative values.
+    cluster
+        Codes, (n_cells,).
+    share
+        Over 0 and up to 1; 1 keeps all.
+    """
+    near = np.ones(len(cluster), dtype=bool)
+    if share == 1:
+        return near
+    for c in np.unique(cluster):
+        cells = np.flatnonzero(cluster == c)
+        own = matrix[cells]
+        median = np.zeros(matrix.shape[1])
+        seen = np.flatnonzero(2 * own.getnnz(axis=0) >= len(cells))  # the median of any other gene is zero
+        median[seen] = np.median(own[:, seen].toarray(), axis=0)
+        distance = np.asarray(own.power(2).sum(axis=1)).ravel() - 2 * (own @ median)
+        near[cells] = stats.rankdata(distance) / len(cells) <= share
+    return near

@@ -6,8 +6,10 @@ from typing import NamedTuple
 
 import numpy as np
 from scipy import linalg, sparse
+from scipy.sparse.linalg import LinearOperator, eigsh
 
-BLOCK = 2048
+from tenfold.data.preprocess import BLOCK, LARGEST_DENSE
+
 _NOTHING = 1e-10  # squares of singular values below this share of the largest are rounding
 
 
@@ -60,6 +62,21 @@ def replicate_factors(profiles: np.ndarray, group: np.ndarray, weights: np.ndarr
     return Factors(vectors[:, keep].T @ residual, np.sqrt(values[keep] / degrees))
 
 
+def control_weights(alpha: np.ndarray, controls: np.ndarray) -> np.ndarray:
+    """Return what a centred cell is multiplied with to give its factors: α_c' (α_c α_c')⁻¹, (n_genes, k), float64.
+
+    Parameters
+    ----------
+    alpha
+        Effects of the factors, (k, n_genes).
+    controls
+        Columns of the control genes; the rows of all others are zero.
+    """
+    weights = np.zeros((alpha.shape[1], len(alpha)))
+    weights[controls] = np.linalg.pinv(alpha[:, controls].astype(np.float64))
+    return weights
+
+
 def cell_factors(matrix: sparse.csr_matrix, mean: np.ndarray, alpha: np.ndarray, controls: np.ndarray) -> np.ndarray:
     """Regress centred cells on the effects `alpha` over the control genes: W = Y_c α_c' (α_c α_c')⁻¹.
 
@@ -78,8 +95,7 @@ def cell_factors(matrix: sparse.csr_matrix, mean: np.ndarray, alpha: np.ndarray,
     -------
     (n_cells, k), float64.
     """
-    weights = np.zeros((alpha.shape[1], len(alpha)))
-    weights[controls] = np.linalg.pinv(alpha[:, controls].astype(np.float64))
+    weights = control_weights(alpha, controls)
     return matrix @ weights - mean @ weights
 
 
@@ -152,3 +168,86 @@ def lost_variance(matrix: sparse.csr_matrix, factors: np.ndarray, alpha: np.ndar
         removed = 2 * (own * products[rows]).sum() - np.einsum("ij,ij->", own @ inner, own)
         lost[b] = removed / before if before > 0 else 0.0
     return lost
+
+
+def pooled_deviation(matrix: sparse.csr_matrix, batch: np.ndarray) -> np.ndarray:
+    """Return the standard deviation of each gene about the means of the batches, (n_genes,); 1 where it is zero.
+
+    Parameters
+    ----------
+    matrix
+        Cells × genes, CSR.
+    batch
+        Codes, (n_cells,); the divisor is cells less batches.
+    """
+    sizes = np.bincount(batch)
+    member = sparse.csr_matrix((np.ones(len(batch)), (batch, np.arange(len(batch)))), shape=(len(sizes), len(batch)))
+    sums = (member @ matrix.astype(np.float64)).toarray()
+    squares = np.asarray(matrix.astype(np.float64).power(2).sum(axis=0)).ravel()
+    within = squares - (sums**2 / np.maximum(sizes, 1)[:, None]).sum(axis=0)
+    variance = within / max(len(batch) - len(sizes), 1)
+    return np.where(
+        variance > _NOTHING * np.maximum(squares / len(batch), 1e-30), np.sqrt(np.maximum(variance, 0)), 1.0
+    )
+
+
+def scaled_columns(matrix: sparse.csr_matrix, factor: np.ndarray) -> sparse.csr_matrix:
+    """Multiply each column of a CSR matrix by its `factor`, (n_columns,); float32, the index arrays are shared."""
+    values = matrix.data * factor.astype(np.float32)[matrix.indices]
+    return sparse.csr_matrix((values, matrix.indices, matrix.indptr), shape=matrix.shape)
+
+
+def cell_replicate_factors(matrix: sparse.csr_matrix, group: np.ndarray, most: int) -> Factors:
+    """Decompose what is left of single cells when the mean of their group of replicates is subtracted.
+
+    The same as `replicate_factors` of all cells, from the genes' side: nothing of cells × genes is made dense.
+
+    Parameters
+    ----------
+    matrix
+        Cells × genes, CSR.
+    group
+        Group of each cell, (n_cells,).
+    most
+        At most so many factors, and fewer than genes, and no more than cells less groups.
+    """
+    _, group, sizes = np.unique(group, return_inverse=True, return_counts=True)
+    rows = np.flatnonzero(sizes[group] > 1)  # the others are their own mean
+    n_genes, degrees = matrix.shape[1], len(group) - len(sizes)
+    k = min(most, degrees, n_genes - 1)
+    if k < 1:
+        return Factors(np.zeros((0, n_genes)), np.zeros(0))
+    matrix, (_, group) = matrix[rows], np.unique(group[rows], return_inverse=True)
+    sizes = np.bincount(group)
+    weights = sparse.csr_matrix((1 / sizes[group], (group, np.arange(len(rows)))), shape=(len(sizes), len(rows)))
+    means = (weights @ matrix.astype(np.float64)).toarray()
+    if n_genes <= LARGEST_DENSE:
+        scatter = np.zeros((n_genes, n_genes))
+        for start in range(0, len(rows), BLOCK):
+            block = matrix[start : start + BLOCK].toarray()
+            block -= means[group[start : start + BLOCK]].astype(block.dtype)
+            scatter += block.T @ block
+        values, vectors = linalg.eigh(scatter, subset_by_index=(n_genes - k, n_genes - 1), overwrite_a=True)
+    else:
+        values, vectors = _leading_within(matrix, means, group, k)
+    order = np.argsort(values)[::-1]
+    values, vectors = np.maximum(values[order], 0), vectors[:, order]
+    keep = values > _NOTHING * max(values[0], 1e-30)
+    largest = np.abs(vectors).argmax(axis=0)
+    vectors = vectors * np.where(vectors[largest, np.arange(k)] < 0, -1.0, 1.0)
+    return Factors((vectors * np.sqrt(values))[:, keep].T, np.sqrt(values[keep] / degrees))
+
+
+def _leading_within(
+    matrix: sparse.csr_matrix, means: np.ndarray, group: np.ndarray, k: int
+) -> tuple[np.ndarray, np.ndarray]:
+    """Leading eigenvalues and eigenvectors of the scatter within groups, by Lanczos iterations."""
+    transposed = matrix.T.tocsr()
+
+    def scatter_times(vector: np.ndarray) -> np.ndarray:
+        # Within a group the image sums to zero, so the means drop out of the second product.
+        return transposed @ (matrix @ vector - (means @ vector)[group])
+
+    n_genes = matrix.shape[1]
+    start = np.random.default_rng(0).normal(size=n_genes)
+    return eigsh(LinearOperator((n_genes, n_genes), matvec=scatter_times, dtype=np.float64), k=k, v0=start)

@@ -11,8 +11,9 @@ from tenfold.data import anchors as shared
 from tenfold.data import check, preprocess
 from tenfold.data import replicates as rep
 from tenfold.data.inputs import Inputs
-from tenfold.data.unwanted import Factors, cell_factors, components_without, lost_variance, replicate_factors
-from tenfold.method import Corrector, FixedEmbedder, Method, MethodInfo, param
+from tenfold.data.unwanted import Factors, control_weights, replicate_factors
+from tenfold.integrate._scmerge import FactorRemoval
+from tenfold.method import MethodInfo, param
 
 if TYPE_CHECKING:
     from scipy import sparse
@@ -21,11 +22,9 @@ if TYPE_CHECKING:
 
 _FOLDS = 30
 _SEARCH_COMPONENTS = 20  # fewer wrong matches in small batches than with 50; 15 to 30 do alike
-_MUCH_LOST = 0.2
-_CHUNK = 2048
 
 
-class ScMerge(Method, FixedEmbedder, Corrector):
+class ScMerge(FactorRemoval):
     """Corrected log-expression without the factors in which replicates differ, and its principal components.
 
     Each batch is clustered on its own; clusters of different batches that are each other's nearest are taken for
@@ -80,7 +79,7 @@ class ScMerge(Method, FixedEmbedder, Corrector):
         (``left_cluster``) and of its cells (``left_cells``), median ``correlation`` of pseudo-bulks, and whether both
         are in the ``same_group`` of replicates.
     replicates_, batch_clusters_
-        Group of replicates, and cluster within the batch, of each cell, (n_cells,), int.
+        Group of replicates, and cluster within the batch (and condition), of each cell, (n_cells,), int.
     alpha_, factors_
         Effects (k, n_genes) and factors of cells (n_cells, k), float32: corrected = expression - factors × alpha.
     spread_, null_spread_
@@ -108,7 +107,9 @@ class ScMerge(Method, FixedEmbedder, Corrector):
     -----
     Of the reference's choices these are other ones here: exact neighbours in 20 components; edges weighted by the
     Jaccard index; groups of replicates by Louvain (the same modularity, greedily maximised there); variable genes
-    ranked as by Seurat v3. Its options to match within conditions only, and to use known types, are left out.
+    ranked as by Seurat v3. As there, known types (`labels`) take the place of the clusters, and are then matched;
+    conditions (``categorical_covariates``) keep their effects, as only clusters of the same condition are matched.
+    ``embed(new_cells)`` and `correct_cells` apply the effects to cells that were not in the fit.
 
     Examples
     --------
@@ -130,6 +131,7 @@ class ScMerge(Method, FixedEmbedder, Corrector):
         year=2023,
         doi="10.1038/s41467-023-39923-2",
         needs=("batch",),
+        accepts=("labels", "categorical_covariates"),
         gives=("embedding", "expression"),
         readiness="usable",
         advice="Corrected expression where a batch lacks some types; read the table of matched clusters.",
@@ -151,28 +153,30 @@ class ScMerge(Method, FixedEmbedder, Corrector):
         genes = data.variable_genes(self.n_top_genes)
         lognorm = data.lognorm[:, genes]
         shared.check_genes_vary(lognorm, "scMerge2")
-        self.expression_ = shared.cosine_normalised(data.lognorm, np.arange(data.n_genes))
+        self.expression_ = self._scaled(data.lognorm)
         rng = np.random.default_rng(self.seed)
-        bulks, groups = self._replicates(data.batch, lognorm, genes, rng)
+        types = None if data.labels is None else data.labels.values
+        condition = _crossed(data.categorical("categorical_covariates"), data.n_cells)
+        bulks, groups = self._replicates(data.batch, types, condition, lognorm, genes, rng)
         if self.n_factors is None:
-            effects = self._chosen(bulks, groups, data.batch, lognorm, genes, rng)
+            effects = self._chosen(bulks, groups, data.batch, types, condition, lognorm, genes, rng)
         else:
             effects = self._given(bulks, groups, self.n_factors)
-        self._remove(effects, data.batch)
-        self.embedding_, self.loadings_ = components_without(
-            self.expression_[:, genes], self.factors_, self.alpha_[:, genes], self.n_components
-        )
+        self._remove(effects, control_weights(effects, self.controls_), genes, data.batch)
 
     def _replicates(
-        self, batch: Codes, lognorm: sparse.csr_matrix, genes: np.ndarray, rng: np.random.Generator
-    ) -> tuple[rep.PseudoBulks, np.ndarray]:
+        self, batch: Codes, types: np.ndarray | None, condition: np.ndarray, lognorm: sparse.csr_matrix,
+        genes: np.ndarray, rng: np.random.Generator,
+    ) -> tuple[rep.PseudoBulks, np.ndarray]:  # fmt: skip
         """Return the pseudo-bulks and the group of each cluster; sets the diagnostics."""
-        points = [
-            preprocess.pca(part, min(_SEARCH_COMPONENTS, min(part.shape) - 1)).embedding
-            for part in (lognorm[batch.values == b] for b in range(len(batch.names)))
-        ]
-        self.batch_clusters_ = self._clusters(points, batch.values)
-        bulks, matches, groups, batch_of = self._matched(batch.values, self.batch_clusters_, genes, rng)
+        if types is None:
+            points = [
+                preprocess.pca(part, min(_SEARCH_COMPONENTS, min(part.shape) - 1)).embedding
+                for part in (lognorm[batch.values == b] for b in range(len(batch.names)))
+            ]
+            types = self._clusters(points, batch.values)
+        self.batch_clusters_ = _numbered(batch.values, types, condition)
+        bulks, matches, groups, batch_of = self._matched(batch.values, self.batch_clusters_, condition, genes, rng)
         cells = np.bincount(self.batch_clusters_)
         self.matches_ = rep.matching_table(matches, groups, batch_of, cells, batch.names)
         self.replicates_ = groups[self.batch_clusters_]
@@ -194,13 +198,14 @@ class ScMerge(Method, FixedEmbedder, Corrector):
         return clusters
 
     def _matched(
-        self, batch: np.ndarray, clusters: np.ndarray, genes: np.ndarray, rng: np.random.Generator
-    ) -> tuple[rep.PseudoBulks, list[rep.Match], np.ndarray, np.ndarray]:
+        self, batch: np.ndarray, clusters: np.ndarray, condition: np.ndarray, genes: np.ndarray,
+        rng: np.random.Generator,
+    ) -> tuple[rep.PseudoBulks, list[rep.Match], np.ndarray, np.ndarray]:  # fmt: skip
         """Return pseudo-bulks, matches, the group of each cluster, and its batch."""
-        bulks = rep.pseudo_bulks(self.expression_, batch, clusters, _FOLDS, rng)
-        batch_of = np.empty(int(clusters.max()) + 1, dtype=np.int64)
-        batch_of[clusters] = batch
-        matches = rep.mutual_clusters(bulks, batch_of, genes)
+        bulks = rep.pseudo_bulks(self.expression_, _numbered(batch, condition), clusters, _FOLDS, rng)
+        batch_of, condition_of = np.empty((2, int(clusters.max()) + 1), dtype=np.int64)
+        batch_of[clusters], condition_of[clusters] = batch, condition
+        matches = rep.mutual_clusters(bulks, batch_of, genes, condition_of)
         return bulks, matches, rep.replicate_groups(matches, len(batch_of)), batch_of
 
     def _given(self, bulks: rep.PseudoBulks, groups: np.ndarray, n_factors: int) -> np.ndarray:
@@ -217,8 +222,8 @@ class ScMerge(Method, FixedEmbedder, Corrector):
         return found.effects[: min(most, n_factors)]
 
     def _chosen(
-        self, bulks: rep.PseudoBulks, groups: np.ndarray, batch: Codes, lognorm: sparse.csr_matrix, genes: np.ndarray,
-        rng: np.random.Generator,
+        self, bulks: rep.PseudoBulks, groups: np.ndarray, batch: Codes, types: np.ndarray | None,
+        condition: np.ndarray, lognorm: sparse.csr_matrix, genes: np.ndarray, rng: np.random.Generator,
     ) -> np.ndarray:  # fmt: skip
         """Return the effects of the factors in which matched clusters differ more than those of shuffled batches."""
         found = _between_clusters(bulks, groups)
@@ -226,37 +231,21 @@ class ScMerge(Method, FixedEmbedder, Corrector):
         points = preprocess.pca(lognorm, min(_SEARCH_COMPONENTS, min(lognorm.shape) - 1)).embedding
         largest = np.zeros(self.n_permutations)
         for i in range(self.n_permutations):
-            codes = rng.permutation(batch.values)
-            clusters = self._clusters([points[codes == b] for b in range(len(batch.names))], codes)
-            shuffled, _, null_groups, _ = self._matched(codes, clusters, genes, rng)
+            codes = batch.values.copy()
+            for level in np.unique(condition):
+                codes[condition == level] = rng.permutation(codes[condition == level])
+            found_types = types
+            if types is None:
+                found_types = self._clusters([points[codes == b] for b in range(len(batch.names))], codes)
+            clusters = _numbered(codes, found_types, condition)
+            shuffled, _, null_groups, _ = self._matched(codes, clusters, condition, genes, rng)
             largest[i] = _between_clusters(shuffled, null_groups).spread.max(initial=0)
         self.spread_, self.null_spread_ = found.spread, largest
         n_factors = min(int((found.spread > largest.max()).sum()), len(self.controls_)) if self.matches_ else 0
         return found.effects[:n_factors]
 
-    def _remove(self, alpha: np.ndarray, batch: Codes) -> None:
-        mean = np.asarray(self.expression_.mean(axis=0, dtype=np.float64)).ravel()
-        factors = cell_factors(self.expression_, mean, alpha, self.controls_)
-        self.alpha_, self.factors_ = alpha.astype(np.float32), factors.astype(np.float32)
-        self.lost_variance_ = lost_variance(self.expression_, factors, alpha, batch.values)
-        worst = int(self.lost_variance_.argmax())
-        if self.lost_variance_[worst] > _MUCH_LOST:
-            warnings.warn(
-                f"scMerge2: {len(alpha)} factors removed {self.lost_variance_[worst]:.0%} of the variance within "
-                f"batch '{batch.names[worst]}' (over {_MUCH_LOST:.0%} is a warning sign): differences between "
-                "its own cells went with them. Remove fewer (n_factors), or give control_genes that are alike in all "
-                "types.",
-                stacklevel=2,
-            )
-
-    def _corrected(self, columns: np.ndarray) -> np.ndarray:
-        matrix = self.expression_[:, columns]
-        alpha = self.alpha_[:, columns]
-        corrected = np.empty(matrix.shape, dtype=np.float32)
-        for start in range(0, len(corrected), _CHUNK):
-            rows = slice(start, start + _CHUNK)
-            corrected[rows] = matrix[rows].toarray() - self.factors_[rows] @ alpha
-        return corrected
+    def _scaled(self, lognorm: sparse.csr_matrix) -> sparse.csr_matrix:
+        return shared.cosine_normalised(lognorm, np.arange(lognorm.shape[1]))
 
 
 def _between_clusters(bulks: rep.PseudoBulks, groups: np.ndarray) -> Factors:
@@ -264,3 +253,13 @@ def _between_clusters(bulks: rep.PseudoBulks, groups: np.ndarray) -> Factors:
     averages, sizes, within = rep.cluster_averages(bulks)
     found = replicate_factors(averages, groups, sizes, len(sizes))
     return found._replace(spread=found.spread / (within or 1.0))
+
+
+def _numbered(*codes: np.ndarray) -> np.ndarray:
+    """Number the combinations of codes that occur, (n_cells,), int64."""
+    return np.unique(np.stack(codes, axis=1), axis=0, return_inverse=True)[1].ravel()
+
+
+def _crossed(covariates: list[Codes], n_cells: int) -> np.ndarray:
+    """Return the combination of conditions of each cell; zeros where there are none."""
+    return _numbered(*(codes.values for codes in covariates)) if covariates else np.zeros(n_cells, dtype=np.int64)
