@@ -68,17 +68,21 @@ class CountModelMethod(Method, Embedder, Denoiser, Generator):
         cells = {"counts": counts, "log_size": np.log(np.maximum(totals, 1)).astype(np.float32)}
         return cells if blind else cells | self._design.encode(data)
 
+    def _matched(self, adata: AnnData) -> AnnData:
+        """Return cells that come after the fit, with all of the fitted genes."""
+        return adata
+
     def _cells(self, adata: AnnData, blind: bool = False) -> dict[str, Any]:
         """Return what the network reads of cells that come after the fit."""
         self._check_fitted()
         unused = {"key_added"} if self.net_.decoder.dispersion == "gene-label" else {"key_added", "labels"}
         roles = {role: key for role, key in self.roles_.items() if role == "layer" or not (blind or role in unused)}
-        return self._arrays(Inputs(adata, roles), blind)
+        return self._arrays(Inputs(self._matched(adata), roles), blind)
 
-    def _keep(self, net: ConditionalVAE, history: Any, cells: dict[str, Any]) -> None:
+    def _keep(self, net: ConditionalVAE, history: dict[str, Any], cells: dict[str, Any]) -> None:
         """Keep the trained network, the course of its training, and what it infers of the fitted cells."""
         self.net_ = net.cpu()
-        self.history_ = history.to_dict()
+        self.history_ = history
         self.fitted_ = self._infer(cells)
 
     def _infer(self, cells: dict[str, Any]) -> dict[str, np.ndarray]:
@@ -146,11 +150,10 @@ class CountModelMethod(Method, Embedder, Denoiser, Generator):
         -------
         Shape (n_cells, n_genes), float32; genes that are not modelled are NaN.
         """
-        cells = self.posterior(adata)
-        columns = self.columns_ if adata is None else check.gene_columns(adata, self.genes_)
-        out = np.full((len(cells["mean"]), self.n_genes_ if adata is None else adata.n_vars), np.nan, dtype=np.float32)
-        out[:, columns] = self._expression(cells, self._batch_codes(transform_batch), library_size)
-        return out
+        found = self._expression(self.posterior(adata), self._batch_codes(transform_batch), library_size)
+        if adata is None:
+            return _spread(found, self.columns_, self.n_genes_)
+        return _spread(found, adata.var_names.get_indexer(self.genes_), adata.n_vars)
 
     def denoised(self) -> Iterator[np.ndarray]:
         """Iterate over the rows of ``denoise()``, 4,096 cells at a time."""
@@ -160,10 +163,8 @@ class CountModelMethod(Method, Embedder, Denoiser, Generator):
         try:
             for start in range(0, n_cells, CHUNK):
                 cells = {name: value[start : start + CHUNK] for name, value in self.fitted_.items()}
-                out = np.full((len(cells["mean"]), self.n_genes_), np.nan, dtype=np.float32)
-                out[:, self.columns_] = self._expression(cells, [None], 1e4)
-                yield out
-                bar.show(start + len(out))
+                yield _spread(self._expression(cells, [None], 1e4), self.columns_, self.n_genes_)
+                bar.show(start + len(cells["mean"]))
         finally:
             bar.close()
 
@@ -286,6 +287,13 @@ class CountModelMethod(Method, Embedder, Denoiser, Generator):
             return [None]
         known = self._design.batch
         return [_position(name, known, "transform_batch") for name in ([names] if isinstance(names, str) else names)]
+
+
+def _spread(found: np.ndarray, columns: np.ndarray, n_genes: int) -> np.ndarray:
+    """Return expression over all genes of the data, NaN where not modelled; a column of -1 is not in the data."""
+    out, there = np.full((len(found), n_genes), np.nan, dtype=np.float32), columns >= 0
+    out[:, columns[there]] = found if there.all() else found[:, there]
+    return out
 
 
 def in_batch(cells: dict[str, Any], code: int | None) -> dict[str, Any]:

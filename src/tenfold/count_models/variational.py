@@ -7,9 +7,7 @@ from functools import partial
 from math import ceil
 from typing import TYPE_CHECKING, Any, Literal
 
-import numpy as np
-
-from tenfold.count_models.base import CountModelMethod
+from tenfold.count_models.mapping import ReferenceMapper, library_prior
 from tenfold.data.inputs import Inputs
 from tenfold.errors import DataError, RoleError
 from tenfold.method import param
@@ -26,7 +24,7 @@ if TYPE_CHECKING:
 Part = Literal["encoder", "decoder", "both", "none"]
 
 
-class VariationalMethod(CountModelMethod):
+class VariationalMethod(ReferenceMapper):
     """A method that trains a `ConditionalVAE`; `tenfold.embed.SCVI` describes the hyper-parameters.
 
     The method itself says in ``_build`` which network it trains, and in ``_phases`` what follows the training of scVI.
@@ -121,7 +119,7 @@ class VariationalMethod(CountModelMethod):
                 f"{data.n_cells} cells are too few to train on; {self.info.title} needs 5 at the very least."
             )
         cells = self._take(data, self.n_top_genes)
-        self.library_prior_ = _library_prior(cells["log_size"], data.batch_or_one.values)
+        self.library_prior_ = library_prior(cells["log_size"], data.batch_or_one.values)
         with seeded(self.seed):
             net = self._build()
         history = fit(
@@ -129,7 +127,7 @@ class VariationalMethod(CountModelMethod):
             seed=self.seed, device=self.device, precision=self.precision, run=data.run, name=self.name(),
             fingerprint=self.parameters,
         )  # fmt: skip
-        self._keep(net, history, cells)
+        self._keep(net, history.to_dict(), cells)
         self.kl_weight_ = history.last("kl_weight")
         if self.kl_weight_ < 0.95 * self.kl_end:
             warnings.warn(
@@ -177,11 +175,3 @@ class VariationalMethod(CountModelMethod):
     def _n_batches(self, n_cells: int) -> int:
         """Return the minibatches in an epoch; a last one of one or two cells joins the one before."""
         return max(1, ceil((n_cells * self.train_fraction - 2) / self.batch_size))
-
-
-def _library_prior(log_size: np.ndarray, batch: np.ndarray) -> np.ndarray:
-    """Mean and variance of log library sizes in each batch, (2, n_batches); a lone cell has the overall variance."""
-    sizes = [log_size[batch == code] for code in range(batch.max() + 1)]
-    overall = max(float(log_size.var()), 1e-4)
-    variance = [max(float(size.var()), 1e-4) if len(size) > 1 else overall for size in sizes]
-    return np.array([[size.mean() for size in sizes], variance], dtype=np.float32)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -50,6 +50,16 @@ class Design:
             np.where(deviation > 0, deviation, 1).astype(np.float32),
             "size_factor" in data.roles,
         )
+
+    def extended(self, data: Inputs) -> Design:
+        """Return a design that also knows the levels of these cells that it lacks, after those that it knows."""
+
+        def more(known: list[str], codes: Codes) -> list[str]:
+            return [*known, *(name for name in codes.names if name not in known)]
+
+        found = data.categorical("categorical_covariates")
+        categorical = [more(known, codes) for known, codes in zip(self.categorical, found, strict=True)]
+        return replace(self, batch=more(self.batch, data.batch_or_one), categorical=categorical)
 
     @property
     def categories(self) -> tuple[int, ...]:

@@ -11,12 +11,14 @@ import numpy as np
 
 from tenfold.annotators.calibration import Calibration
 from tenfold.count_models.variational import VariationalMethod
+from tenfold.data import check
 from tenfold.data.genes import match_genes
 from tenfold.data.inputs import Inputs, digest_of
 from tenfold.data.joined import joined
 from tenfold.data.streamed import row_chunks
 from tenfold.errors import DataError, closest
 from tenfold.method import Annotator, MethodInfo, param
+from tenfold.types import RunOptions
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -225,6 +227,29 @@ class SCANVI(VariationalMethod, Annotator):
         return _Cycle(Minibatches(
             cells, self.batch_size, index=rows, seed=self.seed, weights=weights, device=find_device(self.device),
         ))  # fmt: skip
+
+    # ---- a query -----------------------------------------------------------------------------------------------------
+
+    def _read_query(self, adata: AnnData, roles: dict[str, Any], run: RunOptions) -> tuple[Inputs, dict[str, Any]]:
+        """Read a query, whose cells need no labels; -1 where the label is not known to the model, either."""
+        known, key = self._design.labels, roles.get("labels")
+        unlabelled = {role: value for role, value in roles.items() if role != "labels"}
+        data, cells = super()._read_query(adata, unlabelled, run)
+        if key is None:
+            return data, {**cells, "label": np.full(data.n_cells, -1)}
+        codes = check.categories(adata, key, "labels")
+        strange = [name for name in codes.names if name not in (*known, self.unlabeled)]
+        if strange:
+            warnings.warn(
+                f"obs['{key}'] has '{strange[0]}', which the reference does not know ({len(strange)} such labels in "
+                "all); these cells count as unlabelled.",
+                stacklevel=3,
+            )
+        number = np.array([known.index(name) if name in known else -1 for name in codes.names], dtype=np.int64)
+        return data, {**cells, "label": number[codes.values]}
+
+    def _query_terms(self, net: Any, batch: Batch) -> dict[str, Any]:
+        return net.joint_terms(batch, None, self.kl_weight_, self.classification_weight)
 
     # ---- labels of cells ---------------------------------------------------------------------------------------------
 

@@ -9,7 +9,7 @@ from torch import Tensor, nn
 
 from tenfold.kernels.rows import SparseRows
 from tenfold.nn.likelihoods import Likelihood, Link, count_mean, count_nll, sample_counts
-from tenfold.nn.mlp import MLP, NOTHING, Covariates
+from tenfold.nn.mlp import MLP, NOTHING, Covariates, Widths
 
 Dispersion = Literal["gene", "gene-batch", "gene-label", "gene-cell"]
 
@@ -49,7 +49,7 @@ class CountDecoder(nn.Module):
     n_latent, n_genes
         Width of input and output.
     n_hidden, n_layers
-        Width and number of hidden layers.
+        Width and number of hidden layers, as in `MLP`.
     likelihood
         Name of the distribution, see `count_nll`.
     dispersion
@@ -63,18 +63,19 @@ class CountDecoder(nn.Module):
     """
 
     def __init__(
-        self, n_latent: int, n_genes: int, n_hidden: int = 128, n_layers: int = 1, *, likelihood: Likelihood = "nb",
+        self, n_latent: int, n_genes: int, n_hidden: Widths = 128, n_layers: int = 1, *, likelihood: Likelihood = "nb",
         dispersion: Dispersion = "gene", n_levels: int = 1, link: Link = "softmax",
         **options: Any,
     ):  # fmt: skip
         super().__init__()
         self.likelihood, self.dispersion, self.link = likelihood, dispersion, link
         self.hidden = MLP(n_latent, n_hidden, n_layers, **options)
-        self.mean_head = nn.Linear(n_hidden, n_genes)
-        self.dropout_head = nn.Linear(n_hidden, n_genes) if likelihood == "zinb" else None
+        n_out = self.hidden.n_out
+        self.mean_head = nn.Linear(n_out, n_genes)
+        self.dropout_head = nn.Linear(n_out, n_genes) if likelihood == "zinb" else None
         counted = likelihood in ("nb", "zinb")
         self.by_level = counted and dispersion in ("gene-batch", "gene-label") and n_levels > 1
-        self.theta_head = nn.Linear(n_hidden, n_genes) if counted and dispersion == "gene-cell" else None
+        self.theta_head = nn.Linear(n_out, n_genes) if counted and dispersion == "gene-cell" else None
         shape = (n_levels, n_genes) if self.by_level else (n_genes,)
         self.log_theta = nn.Parameter(torch.randn(shape)) if counted and self.theta_head is None else None
 

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from functools import partial
+from itertools import pairwise
 from math import sqrt
 from typing import Any, Literal, NamedTuple
 
@@ -17,6 +18,8 @@ from tenfold.kernels.sparse_linear import sparse_linear
 #: Batch norm as in the models of this family: slow running means, and a floor for the variance of silent units.
 BATCH_NORM: dict[str, Any] = {"momentum": 0.01, "eps": 1e-3}
 
+#: Width of every hidden layer, or of each.
+Widths = int | Sequence[int]
 Activation = Literal["relu", "leaky_relu", "mish"]
 _ACTIVATIONS: dict[str, Callable[[Tensor], Tensor]] = {"relu": F.relu, "mish": F.mish}
 
@@ -126,7 +129,7 @@ class MLP(nn.Module):
     n_in
         Width of the input.
     n_hidden
-        Width of every layer.
+        Width of every layer; or the width of each, and `n_layers` does not count.
     n_layers
         Number of layers.
     categories, n_continuous, batch_norm, layer_norm, dropout
@@ -135,22 +138,30 @@ class MLP(nn.Module):
         Categorical covariates enter every layer rather than the first only. Continuous ones enter the first.
     **options
         ``activation``, ``slope`` and ``norm`` of `Layer`.
+
+    Attributes
+    ----------
+    n_out
+        Width of the output, that of the last layer.
     """
 
     def __init__(
-        self, n_in: int, n_hidden: int, n_layers: int = 1, *, categories: tuple[int, ...] = (), n_continuous: int = 0,
-        batch_norm: bool = True, layer_norm: bool = False, dropout: float = 0.0, deep_covariates: bool = True,
+        self, n_in: int, n_hidden: Widths, n_layers: int = 1, *, categories: tuple[int, ...] = (),
+        n_continuous: int = 0, batch_norm: bool = True, layer_norm: bool = False, dropout: float = 0.0,
+        deep_covariates: bool = True,
         **options: Any,
     ):  # fmt: skip
         super().__init__()
         shared = {"batch_norm": batch_norm, "layer_norm": layer_norm, "dropout": dropout, **options}
-        first = Layer(n_in, n_hidden, categories=categories, n_continuous=n_continuous, **shared)
+        widths = [n_hidden] * n_layers if isinstance(n_hidden, int) else list(n_hidden)
+        first = Layer(n_in, widths[0], categories=categories, n_continuous=n_continuous, **shared)
         told = categories if deep_covariates else ()
-        others = [Layer(n_hidden, n_hidden, categories=told, **shared) for _ in range(n_layers - 1)]
+        others = [Layer(before, width, categories=told, **shared) for before, width in pairwise(widths)]
         self.layers = nn.ModuleList([first, *others])
+        self.n_out = widths[-1]
 
     def forward(self, x: Tensor | SparseRows, covariates: Covariates = NOTHING) -> Tensor:
-        """Map (n_cells, n_in) to (n_cells, n_hidden)."""
+        """Map (n_cells, n_in) to (n_cells, n_out)."""
         for layer in self.layers:
             x = layer(x, covariates)
         return x  # type: ignore[return-value]
