@@ -11,13 +11,14 @@ import numpy as np
 from scipy import sparse
 
 from tenfold.annotators.calibration import Calibration, held_out
+from tenfold.annotators.confidence import Confident
 from tenfold.data.bar import Bar
 from tenfold.data.counts import counts_layer
 from tenfold.data.genes import GeneMatch, match_genes
 from tenfold.data.inputs import Inputs
 from tenfold.data.streamed import cell_sums, row_chunks
 from tenfold.errors import DataError
-from tenfold.method import Annotator, Method, param
+from tenfold.method import Method, param
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -29,7 +30,7 @@ LOOKED_AT = 100
 DEPTH = 1e4
 
 
-class AnnotatorMethod(Method, Annotator):
+class AnnotatorMethod(Method, Confident):
     """A method that implements ``_train`` and ``_score`` on log-normalised expression; all else is here.
 
     Labels come from the fitted cells, ``fit(adata, labels=...)``, or from others,
@@ -40,8 +41,8 @@ class AnnotatorMethod(Method, Annotator):
     is trained again on all of them.
 
     The fitted state is ``genes_`` (what the model reads), ``labels_`` (names), ``calibration_`` (a `Calibration` as a
-    dict), ``found_`` and ``told_`` (probabilities and labels of the fitted cells), ``depths_`` (counts of some) and
-    what ``_train`` keeps.
+    dict), ``detector_`` (a `Detector` likewise), ``found_`` and ``told_`` (probabilities and labels of the fitted
+    cells), ``depths_`` (counts of some) and what ``_train`` keeps.
     """
 
     n_top_genes: int | None = param(None, low=10)
@@ -91,7 +92,9 @@ class AnnotatorMethod(Method, Annotator):
             )
         match = match_genes(source.adata.var_names, self.genes_)
         x = sparse.vstack(list(self._chunks(source, match, show=False)), format="csr")
-        self._learn(x, codes, None if source.batch is None else source.batch.values)
+        groups = None if source.batch is None else source.batch.values
+        self._learn(x, codes, groups)
+        self._watch(source, codes, groups)
         self.found_, self.told_ = self._tell(data)
         self.depths_ = self._depths(data.adata, data.roles.get("layer"))
 
