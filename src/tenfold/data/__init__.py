@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 from tenfold.errors import closest
 
 if TYPE_CHECKING:
+    from tenfold.data import splits, stress
     from tenfold.data.backed import results
     from tenfold.data.bundled import pbmc
     from tenfold.data.genes import rename_genes
@@ -30,12 +31,18 @@ _FUNCTIONS = {
     "write": "writing",
 }
 
-__all__ = ["pbmc", "plant_batch", "read", "read_mudata", "rename_genes", "results", "simulate", "write"]
+_MODULES = ("splits", "stress")
+
+__all__ = [
+    "pbmc", "plant_batch", "read", "read_mudata", "rename_genes", "results", "simulate", "splits", "stress", "write",
+]  # fmt: skip
 
 
 def __getattr__(name: str) -> Any:
     if name in _FUNCTIONS:
         return getattr(importlib.import_module(f"tenfold.data.{_FUNCTIONS[name]}"), name)
+    if name in _MODULES:
+        return importlib.import_module(f"tenfold.data.{name}")
     raise AttributeError(f"module 'tenfold.data' has no attribute '{name}'{closest(name, __all__)}")
 
 
