@@ -151,7 +151,11 @@ class ReferenceMapper(CountModelMethod):
 
     def _query_terms(self, net: Any, batch: dict[str, Any]) -> dict[str, Any]:
         """Return the loss of a minibatch of the query, with the KL weight that the reference ended with."""
-        return net.terms(batch, self.kl_weight_)
+        return self._terms(net, batch, self.kl_weight_)
+
+    def _terms(self, net: Any, batch: dict[str, Any], kl_weight: float) -> dict[str, Any]:
+        """Return the loss of a minibatch and its parts."""
+        return net.terms(batch, kl_weight)
 
     def _read_query(self, adata: AnnData, roles: dict[str, Any], run: RunOptions) -> tuple[Inputs, dict[str, Any]]:
         """Extend the design by the levels of the query; return its cells as the network reads them."""

@@ -15,6 +15,7 @@ from tenfold.method import param
 if TYPE_CHECKING:
     from collections.abc import Callable
 
+    import numpy as np
     from torch.nn import Parameter
     from torch.optim import Optimizer
 
@@ -83,12 +84,13 @@ class VariationalMethod(ReferenceMapper):
             return {"batch_norm": self.batch_norm in (part, "both"), "layer_norm": self.layer_norm in (part, "both")}
 
         inside = {**norms("encoder"), "dropout": self.dropout, **(told if self.encode_covariates else {})}
+        mirrored = self.n_hidden if isinstance(self.n_hidden, int) else self.n_hidden[::-1]
         groups = {"gene-batch": design.batch, "gene-label": design.labels}.get(self.dispersion, [""])
         latent_library = self.library == "latent" and not design.sized
         return kind(
             GaussianEncoder(n_genes, self.n_latent, self.n_hidden, self.n_layers, **inside),
             CountDecoder(
-                self.n_latent, n_genes, self.n_hidden, self.n_layers, likelihood=self.likelihood,
+                self.n_latent, n_genes, mirrored, self.n_layers, likelihood=self.likelihood,
                 dispersion=self.dispersion, n_levels=len(groups), link="softplus" if design.sized else "softmax",
                 **norms("decoder"), **told,
             ),
@@ -102,7 +104,7 @@ class VariationalMethod(ReferenceMapper):
 
     def _loss(self, net: Any, batch: dict[str, Any], progress: Progress) -> dict[str, Any]:
         """Negative evidence lower bound with a weighted KL term, mean over cells."""
-        return net.terms(batch, self._kl_weight(progress))
+        return self._terms(net, batch, self._kl_weight(progress))
 
     def _kl_weight(self, progress: Progress) -> float:
         return progress.ramp(self.kl_start, self.kl_end, self.kl_warmup_epochs, self.kl_warmup_steps)
@@ -124,8 +126,8 @@ class VariationalMethod(ReferenceMapper):
             net = self._build()
         history = fit(
             net, cells, self._phases(cells), batch_size=self.batch_size, train_fraction=self.train_fraction,
-            seed=self.seed, device=self.device, precision=self.precision, run=data.run, name=self.name(),
-            fingerprint=self.parameters,
+            weights=self._sampling_weights(cells), seed=self.seed, device=self.device, precision=self.precision,
+            run=data.run, name=self.name(), fingerprint=self.parameters,
         )  # fmt: skip
         self._keep(net, history.to_dict(), cells)
         self.kl_weight_ = history.last("kl_weight")
@@ -136,6 +138,10 @@ class VariationalMethod(ReferenceMapper):
                 "set kl_warmup_epochs (or kl_warmup_steps) below the length of the training.",
                 stacklevel=2,
             )
+
+    def _sampling_weights(self, cells: dict[str, Any]) -> np.ndarray | None:
+        """Return how often each cell is drawn, in proportion; None: once an epoch."""
+        return None
 
     def _phases(self, cells: dict[str, Any]) -> list[Phase]:
         return [self._phase(len(cells["log_size"]))]

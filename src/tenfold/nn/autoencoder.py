@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any, Literal, NamedTuple
 
 import torch
@@ -128,25 +129,40 @@ class ConditionalVAE(nn.Module):
         """Draw a latent variable for each cell from the prior, shape (n_cells, n_latent)."""
         return torch.randn(len(batch["log_size"]), self.encoder.n_latent, device=batch["log_size"].device)
 
-    def terms(self, batch: Batch, kl_weight: float = 1.0) -> dict[str, Tensor]:
+    def terms(
+        self, batch: Batch, kl_weight: float = 1.0, align: Callable[[Tensor], Tensor] | None = None
+    ) -> dict[str, Tensor]:
         """Return the loss of a minibatch and its parts, means over its cells, in nats.
+
+        Parameters
+        ----------
+        batch
+            The minibatch.
+        kl_weight
+            Weight of ``kl``.
+        align
+            A penalty on the latent variables drawn, (n_cells, n_latent): what tells batches apart there.
 
         Returns
         -------
-        ``loss`` = ``nll`` + ``kl_weight`` · ``kl`` (+ ``kl_library``).
+        ``loss`` = ``nll`` + ``kl_weight`` · ``kl`` (+ ``kl_library``) (+ ``alignment``).
         """
-        if is_plain(self):
+        if align is None and is_plain(self):
             return plain_terms(self, batch, kl_weight)
         posterior = self.encode(batch)
         log_size: Tensor = batch["log_size"]
         if posterior.log_size is not None:
             log_size = posterior.log_size.sample()[:, 0]
-        nll = self.nll(batch, posterior.z.sample(), log_size).mean()
+        z = posterior.z.sample()
+        nll = self.nll(batch, z, log_size).mean()
         kl = posterior.z.kl_from_standard().mean()
         terms = {"loss": nll + kl_weight * kl, "nll": nll, "kl": kl}
         if posterior.log_size is not None:
             terms["kl_library"] = posterior.log_size.kl_from(self.prior_of_log_size(batch)).mean()
             terms["loss"] = terms["loss"] + terms["kl_library"]
+        if align is not None:
+            terms["alignment"] = align(z)
+            terms["loss"] = terms["loss"] + terms["alignment"]
         return terms
 
     def nll_at_mean(self, batch: Batch) -> Tensor:

@@ -1,0 +1,136 @@
+"""trVAE: a conditional variational autoencoder whose batches are drawn together by maximum mean discrepancy."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any, Literal
+
+import numpy as np
+
+from tenfold.count_models.variational import Part, VariationalMethod
+from tenfold.method import MethodInfo, param
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+    from tenfold.nn.autoencoder import ConditionalVAE
+
+#: Variances of the kernels. The publication has 1e-6 to 1e-3 and 1e4 to 1e6 besides: between points that are some units
+#: apart these are 0 or 1 whatever the distance, so that they have no gradient and cost time only.
+SCALES = (1e-2, 1e-1, 1.0, 5.0, 10.0, 15.0, 20.0, 25.0, 30.0, 35.0, 100.0, 1e3)
+#: Pairs of batches whose discrepancies are summed; with more batches, the mean counts this many times.
+MOST_PAIRS = 45
+
+
+class TRVAE(VariationalMethod):
+    """Conditional autoencoder of counts with a penalty on differences between batches in the latent space.
+
+    Encoder and decoder are told the batch in their first layers. The loss is the evidence lower bound plus the maximum
+    mean discrepancy (a sum of radial kernels) of every two batches in a minibatch, in which all batches are equally
+    frequent. Decoding the latent variable in another batch predicts a cell there: ``denoise(transform_batch=...)``.
+
+    **Use it** for batches of about the same composition, and to predict cells in another condition.
+
+    **Do not use it** where cell types come in different proportions: the penalty compares whole batches, so it moves
+    different types onto each other (recorded in ``evidence/trvae_acceptance.py``). A single batch is not penalised.
+
+    **Cost**: that of scVI, and minibatch × minibatch kernel values a step, whatever the number of batches.
+
+    **Writes** ``obsm["X_trvae"]`` (task integrate).
+
+    Parameters
+    ----------
+    mmd_weight
+        Weight of the penalty.
+    mmd_on
+        ``"z"``, the latent variable, or ``"decoder"``, the first layer of the decoder, as in the publication.
+    n_hidden
+        Width of each hidden layer of the encoder; the decoder has them in reverse. One number: of `n_layers` layers.
+    n_layers
+        Number of hidden layers, where `n_hidden` is one number.
+    dispersion
+        ``"gene-batch"``, ``"gene"`` or ``"gene-cell"``.
+    epochs
+        At most so many.
+    balance_batches
+        Draw cells so that all batches are equally frequent; otherwise every cell once an epoch.
+    early_stopping, patience
+        As in `SCVI`.
+    n_latent, dropout, likelihood, latent_distribution, batch_norm, layer_norm
+        As in `SCVI`.
+    encode_covariates, deeply_inject_covariates, batch_embedding, library, log_variational
+        As in `SCVI`.
+    kl_start, kl_end, kl_warmup_epochs, kl_warmup_steps
+        As in `SCVI`.
+    batch_size, learning_rate, weight_decay, reduce_learning_rate, n_top_genes, train_fraction
+        As in `SCVI`.
+    device, precision, seed
+        As in `SCVI`.
+
+    Examples
+    --------
+    >>> import tenfold as tf
+    >>> adata = tf.data.simulate(300, 100, n_batches=2)
+    >>> model = tf.integrate.TRVAE(epochs=5, kl_warmup_epochs=2, early_stopping=False).fit(adata, batch="batch")
+    >>> model.denoise(transform_batch="batch_2").shape
+    (300, 100)
+
+    References
+    ----------
+    Lotfollahi et al. (2020), doi 10.1093/bioinformatics/btaa800.
+    """
+
+    info = MethodInfo(
+        title="trVAE",
+        tasks=("integrate",),
+        family="deep",
+        year=2020,
+        doi="10.1093/bioinformatics/btaa800",
+        accepts=("batch", "labels", "size_factor", "categorical_covariates", "continuous_covariates"),
+        gives=("embedding", "expression", "synthetic cells", "held-out likelihood"),
+        readiness="caution",
+        advice="Only where batches have about the same composition; it merges types whose proportions differ.",
+    )
+
+    n_hidden: int | tuple[int, ...] = (256, 64)  # type: ignore[assignment]
+    dropout: float = param(0.05, low=0.0, high=0.99)
+    dispersion: Literal["gene", "gene-batch", "gene-cell"] = "gene-batch"
+    batch_norm: Part = "none"
+    layer_norm: Part = "both"
+    encode_covariates: bool = True
+    deeply_inject_covariates: bool = False
+    mmd_weight: float = param(1.0, low=0.0)
+    mmd_on: Literal["z", "decoder"] = "z"
+    balance_batches: bool = True
+    kl_warmup_epochs: int | None = param(100, low=0)
+    epochs: int | None = param(400, low=1)
+    weight_decay: float = param(0.04, low=0.0)
+    early_stopping: bool = True
+    patience: int = param(20, low=1)
+
+    def _build(self) -> ConditionalVAE:
+        from tenfold.nn.autoencoder import ConditionalVAE
+
+        return self._assembled(ConditionalVAE)
+
+    def _terms(self, net: Any, batch: dict[str, Any], kl_weight: float) -> dict[str, Any]:
+        """Negative evidence lower bound and the discrepancy between batches."""
+        if not self.mmd_weight or "levels" not in batch:
+            return net.terms(batch, kl_weight)
+        level, n_batches = batch["levels"][:, 0], len(self._design.batch)
+
+        def discrepancy(z: Tensor) -> Tensor:
+            from tenfold.nn.discrepancy import mmd_of_groups
+
+            first = net.decoder.hidden.layers[0]
+            compared = z if self.mmd_on == "z" else first(net.place(z), net.covariates(batch))
+            of_pairs = mmd_of_groups(compared.float(), level, n_batches, SCALES).sum() / 2
+            n_pairs = n_batches * (n_batches - 1) / 2
+            return self.mmd_weight * min(1.0, MOST_PAIRS / n_pairs) * of_pairs
+
+        return net.terms(batch, kl_weight, discrepancy)
+
+    def _sampling_weights(self, cells: dict[str, Any]) -> np.ndarray | None:
+        if not self.balance_batches or "levels" not in cells:
+            return None
+        batch = cells["levels"][:, 0]
+        return 1 / np.bincount(batch)[batch]

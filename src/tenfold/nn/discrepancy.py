@@ -1,0 +1,59 @@
+"""Maximum mean discrepancy: how far two samples are apart, as one number that can be trained on."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+
+def rbf_mixture(x: Tensor, y: Tensor, scales: Sequence[float]) -> Tensor:
+    """Return Σ exp(-d² / 2a) over the scales a, for every pair of a row of `x` and one of `y`, shape (n, m)."""
+    squared = (x.square().sum(1)[:, None] + y.square().sum(1) - 2 * x @ y.t()).clamp(min=0)
+    return sum((torch.exp(squared * (-0.5 / scale)) for scale in scales), start=torch.zeros_like(squared))
+
+
+def mmd(x: Tensor, y: Tensor, scales: Sequence[float] = (1.0,)) -> Tensor:
+    """Return the squared maximum mean discrepancy of two samples (biased V-statistic, 0 where they are the same).
+
+    Parameters
+    ----------
+    x, y
+        Samples, shapes (n, n_dimensions) and (m, n_dimensions).
+    scales
+        Variances a of the kernels exp(-d² / 2a), which are summed.
+
+    References
+    ----------
+    Gretton et al. (2012), JMLR 13, 723-773.
+    """
+    within = rbf_mixture(x, x, scales).mean() + rbf_mixture(y, y, scales).mean()
+    return within - 2 * rbf_mixture(x, y, scales).mean()
+
+
+def mmd_of_groups(x: Tensor, group: Tensor, n_groups: int, scales: Sequence[float] = (1.0,)) -> Tensor:
+    """Return `mmd` of every pair of groups, from one matrix of kernel values, whatever their number.
+
+    Parameters
+    ----------
+    x
+        Samples of all groups, shape (n, n_dimensions).
+    group
+        Group of each, shape (n,), int64.
+    n_groups
+        Number of groups.
+    scales
+        As in `mmd`.
+
+    Returns
+    -------
+    Shape (n_groups, n_groups), symmetric; 0 for pairs of which a group has no sample.
+    """
+    member = torch.nn.functional.one_hot(group, n_groups).to(x.dtype)
+    size = member.sum(0)
+    share = member / size.clamp(min=1)
+    means = share.t() @ rbf_mixture(x, x, scales) @ share
+    own = means.diagonal()
+    there = (size > 0).to(x.dtype)
+    return (own[:, None] + own - 2 * means) * there[:, None] * there
