@@ -20,6 +20,38 @@ from tenfold.errors import closest
 
 if TYPE_CHECKING:
     from tenfold.metrics.agreement import ami, ari, completeness, f1_per_label, homogeneity, matched_accuracy, nmi
+    from tenfold.metrics.annotation import (
+        accuracy,
+        balanced_accuracy,
+        benchmark_f1,
+        cohen_kappa,
+        label_scores,
+        macro_f1,
+        matthews,
+        median_f1,
+        rejected_share,
+        selective_accuracy,
+        weighted_f1,
+    )
+    from tenfold.metrics.annotation_confidence import (
+        accuracy_auroc,
+        aurc,
+        brier,
+        ece,
+        nll,
+        novel_aupr,
+        novel_auroc,
+        novel_fpr95,
+        reliability,
+    )
+    from tenfold.metrics.annotation_intervals import Interval, bootstrap_interval, paired_permutation
+    from tenfold.metrics.annotation_ontology import (
+        ontology_credit,
+        ontology_distance,
+        ontology_f1,
+        ontology_jaccard,
+        ontology_relations,
+    )
     from tenfold.metrics.batch_silhouettes import asw_batch, asw_batch_per_label, bras, bras_per_label
     from tenfold.metrics.batch_test import kbet, kbet_per_label
     from tenfold.metrics.clusters import (
@@ -48,6 +80,17 @@ if TYPE_CHECKING:
 # No file has the name of a function: importing it would put the module in the function's place.
 _HOMES = {
     "agreement": ("ami", "ari", "completeness", "f1_per_label", "homogeneity", "matched_accuracy", "nmi"),
+    "annotation": (
+        "accuracy", "balanced_accuracy", "benchmark_f1", "cohen_kappa", "label_scores", "macro_f1", "matthews",
+        "median_f1", "rejected_share", "selective_accuracy", "weighted_f1",
+    ),
+    "annotation_confidence": (
+        "accuracy_auroc", "aurc", "brier", "ece", "nll", "novel_aupr", "novel_auroc", "novel_fpr95", "reliability",
+    ),
+    "annotation_intervals": ("Interval", "bootstrap_interval", "paired_permutation"),
+    "annotation_ontology": (
+        "ontology_credit", "ontology_distance", "ontology_f1", "ontology_jaccard", "ontology_relations",
+    ),
     "batch_test": ("kbet", "kbet_per_label"),
     "clusters": (
         "isolated_labels_f1", "kmeans_clusters", "leiden_clusterings", "nmi_ari_kmeans", "nmi_ari_leiden", "stability",
@@ -71,6 +114,11 @@ __all__ = [  # noqa: RUF022  (by family)
     "graph_connectivity", "graph_connectivity_per_label", "kbet", "kbet_per_label", "pcr", "pcr_comparison",
     "silhouette_samples", "asw_label", "asw_per_label", "asw_batch", "asw_batch_per_label",
     "bras", "bras_per_label", "isolated_labels", "separability_auc",
+    "accuracy", "rejected_share", "selective_accuracy", "macro_f1", "median_f1", "weighted_f1", "benchmark_f1",
+    "balanced_accuracy", "cohen_kappa", "matthews", "label_scores",
+    "aurc", "accuracy_auroc", "novel_auroc", "novel_aupr", "novel_fpr95", "ece", "brier", "nll", "reliability",
+    "ontology_credit", "ontology_jaccard", "ontology_distance", "ontology_f1", "ontology_relations",
+    "Interval", "bootstrap_interval", "paired_permutation",
     "METRICS", "MetricInfo", "MetricScore", "integration_metrics",
 ]  # fmt: skip
 
