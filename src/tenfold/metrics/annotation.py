@@ -152,9 +152,10 @@ def weighted_f1(truth: np.ndarray, predicted: np.ndarray, unknown: str = UNKNOWN
 
 
 def benchmark_f1(truth: np.ndarray, predicted: np.ndarray, unknown: str = UNKNOWN) -> float:
-    """Median F1 as in the benchmark of 22 classifiers: rejected cells are dropped first. **Flatters rejection.**
+    """Median F1 as in the benchmark of 22 classifiers: rejected cells are dropped first.
 
-    From 0 to 1; NaN where all cells were rejected. Only for comparison with published figures, beside `median_f1`.
+    That flatters rejection. From 0 to 1; NaN where all cells were rejected. Only for comparison with published figures,
+    beside `median_f1`.
 
     Parameters
     ----------

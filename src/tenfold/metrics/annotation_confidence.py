@@ -130,8 +130,8 @@ def novel_fpr95(novel: np.ndarray, score: np.ndarray) -> float:
 def ece(probabilities: np.ndarray, codes: np.ndarray, bins: int = BINS, by_label: bool = False) -> float:
     """Expected calibration error: mean gap between confidence and accuracy, over bins with equally many cells.
 
-    ``sum over bins of share of cells × |accuracy - mean confidence|``, from 0 to 1. Low is good. Biased upwards with few
-    cells a bin; a useless annotator that always tells the frequencies of the labels scores 0.
+    ``sum over bins of share of cells × |accuracy - mean confidence|``, from 0 to 1. Low is good. Biased upwards with
+    few cells a bin; a useless annotator that always tells the frequencies of the labels scores 0.
 
     Parameters
     ----------
