@@ -1,6 +1,7 @@
 """ComBat against scanpy.pp.combat: CPU seconds and peak memory at equal values, one thread each.
 
-Timed twice: the fit of the model (slopes and intercepts), and the fit with the dense corrected matrix.
+Timed twice: the fit of the model (slopes and intercepts), and the fit with the dense corrected matrix. Both sides have
+run once on a few cells before the clock starts.
 """
 
 from __future__ import annotations
@@ -34,6 +35,10 @@ inputs.lognorm = matrix  # the values to correct, as they are
 ComBat._components = lambda self, genes: None  # the reference computes no components
 combat = ComBat()
 combat.run_ = {}
+few = adata[:50].copy()
+few.X.data[:] = np.ceil(few.X.data)
+few = few[np.asarray(few.X.sum(axis=1)).ravel() > 0].copy()
+ComBat().fit(few, batch="batch").correct()  # loads the compiled kernels
 """
 )
 FIT = "combat._fit(inputs)\nresult = {}\n"
@@ -45,6 +50,7 @@ import anndata as ad, pandas as pd, scanpy as sc
 obs = pd.DataFrame({"batch": pd.Categorical(given["batch"].astype(str))})
 obs.index = obs.index.astype(str)
 adata = ad.AnnData(matrix.astype(np.float64), obs=obs)
+sc.pp.combat(adata[:50].copy(), key="batch", inplace=False)
 """
 )
 THEIRS = "result = {'y': sc.pp.combat(adata, key='batch', inplace=False)}"
@@ -65,7 +71,7 @@ def lognormal(n: int, p: int, n_batches: int) -> tuple[sparse.csr_matrix, np.nda
     return matrix, batch
 
 
-def main(repeats: int = 1) -> None:
+def main(repeats: int = 3) -> None:
     rows, peer = [], version("scanpy")
     for n, p, n_batches in ((3000, 1500, 2), (3000, 1500, 5), (20_000, 2000, 5)):
         matrix, batch = lognormal(n, p, n_batches)
@@ -79,7 +85,7 @@ def main(repeats: int = 1) -> None:
         claim = "at least 20 times as fast as Scanpy at equal values"
         for metric, value, other, passed in (
             ("CPU seconds, fit", fit, peers, fit * 20 <= peers),
-            ("CPU seconds, fit and dense corrected matrix", seconds, peers, seconds <= peers),
+            ("CPU seconds, fit and dense corrected matrix", seconds, peers, seconds * 20 <= peers),
             ("peak memory of the process, MB", ours[0]["_peak_mb"], theirs[0]["_peak_mb"], True),
             ("largest difference of the corrected values", difference, 0.0, difference < 1e-5),
         ):

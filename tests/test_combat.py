@@ -7,12 +7,12 @@ import numpy as np
 import pandas as pd
 import pytest
 import scanpy as sc
-from scipy import sparse
+from scipy import sparse, stats
 
 import tenfold as tf
 from tenfold.data.linear import batch_moments, fit_genes
 from tenfold.errors import DataError, KeyMissingError, ParameterError
-from tenfold.integrate.combat import ComBat, shrink
+from tenfold.integrate.combat import ComBat, shrink, shrink_to_genes
 
 RNG = np.random.default_rng
 
@@ -171,6 +171,39 @@ def test_shrinkage_ends_near_zero_offsets() -> None:
     assert np.isfinite(g).all() and (d > 0).all()
     g, d = shrink(np.zeros(4), np.zeros(4), 5, False)
     assert (g == 0).all() and (d > 0).all()
+
+
+@pytest.mark.parametrize("mean_only", [False, True])
+def test_empirical_prior_by_definition(mean_only: bool) -> None:
+    """Every gene's values under every other gene's offset and variance, one density at a time."""
+    rng, n = RNG(0), 12
+    z = rng.normal(rng.normal(0, 0.5, 15), rng.gamma(4, 0.25, 15), size=(n, 15))
+    offset, scale = z.mean(axis=0), z.var(axis=0, ddof=1)
+    used = np.ones(15) if mean_only else scale
+    expected = np.empty((15, 2))
+    for gene in range(15):
+        others = [h for h in range(15) if h != gene]
+        weight = np.array([stats.norm.pdf(z[:, gene], offset[h], np.sqrt(used[h])).prod() for h in others])
+        expected[gene] = weight @ np.column_stack([offset, used])[others] / weight.sum()
+    g, d = shrink_to_genes(offset, scale, n, mean_only)
+    np.testing.assert_allclose(np.column_stack([g, d]), expected, rtol=1e-9)
+
+
+def test_empirical_prior_corrects_too() -> None:
+    adata = counts()
+    fitted, usual = (
+        ComBat(prior=prior, n_components=5).fit(adata, batch="batch") for prior in ("empirical", "parametric")
+    )
+    before, after = fitted.expression_.toarray(), fitted.correct()
+    batch = adata.obs["batch"].cat.codes.to_numpy()
+
+    def spread(values):
+        return np.stack([values[batch == b].mean(axis=0) for b in range(3)]).std(axis=0).mean()
+
+    assert spread(after) < 0.3 * spread(before) and np.abs(after - usual.correct()).max() > 1e-4
+    constant = np.r_[np.zeros(5), RNG(0).gamma(2, 1, 20)]
+    g, d = shrink_to_genes(RNG(1).normal(size=25), constant, 10, False)
+    assert np.isfinite(g).all() and (d > 1e-3).all()
 
 
 def test_some_genes_and_wrong_use() -> None:

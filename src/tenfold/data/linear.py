@@ -7,6 +7,8 @@ from typing import NamedTuple
 import numpy as np
 from scipy import linalg, sparse
 
+from tenfold.kernels.batch_affine import batch_sums, column_products, scaled_rows
+
 
 class Moments(NamedTuple):
     """Sums over the cells of each batch, float64; B batches, q covariate columns, p genes."""
@@ -28,7 +30,7 @@ class GeneModel(NamedTuple):
 
 
 def batch_moments(matrix: sparse.csr_matrix, batch: np.ndarray, covariates: np.ndarray) -> Moments:
-    """Return the sums from which the model follows; cost: one pass over the non-zero entries per column [1, c].
+    """Return the sums from which the model follows, in one pass over the non-zero entries.
 
     Parameters
     ----------
@@ -39,18 +41,9 @@ def batch_moments(matrix: sparse.csr_matrix, batch: np.ndarray, covariates: np.n
     covariates
         (n_cells, q).
     """
-    n_cells, n_batches = len(batch), int(batch.max()) + 1
-    rows = np.column_stack([np.ones(n_cells), covariates])
-    width = rows.shape[1]
-    columns = batch[:, None] * width + np.arange(width)
-    pointers = np.arange(0, n_cells * width + 1, width)
-    blocks = sparse.csr_matrix((rows.ravel(), columns.ravel(), pointers), shape=(n_cells, n_batches * width))
-    member = sparse.csr_matrix((np.ones(n_cells), (np.arange(n_cells), batch)), shape=(n_cells, n_batches))
-    values = matrix.astype(np.float64)
-    products = (blocks.T @ values).toarray().reshape(n_batches, width, -1)
-    values.data **= 2
-    squares = (member.T @ values).toarray()
-    outer = np.stack([rows[batch == b].T @ rows[batch == b] for b in range(n_batches)])
+    rows = np.column_stack([np.ones(len(batch)), covariates])
+    products, squares = batch_sums(matrix, batch, rows)
+    outer = np.stack([rows[batch == b].T @ rows[batch == b] for b in range(int(batch.max()) + 1)])
     return Moments(np.bincount(batch), products, squares, outer)
 
 
@@ -77,3 +70,48 @@ def fit_genes(sums: Moments, reference: int | None) -> GeneModel:
     unit = np.maximum(variance, 1e-300)
     scales = centred / np.maximum(sizes - 1, 1)[:, None] / unit
     return GeneModel(mean, effects, variance, (batch_means - mean) / np.sqrt(unit), scales)
+
+
+def affine_components(
+    matrix: sparse.csr_matrix, batch: np.ndarray, covariates: np.ndarray, slope: np.ndarray, shift: np.ndarray,
+    n_components: int,
+) -> tuple[np.ndarray, np.ndarray]:  # fmt: skip
+    """Principal components of slope × y + [1, c] × shift, each batch by its own; nothing is made dense.
+
+    The scatter matrix is that of the scaled sparse rows, plus terms of the sums of each batch.
+
+    Parameters
+    ----------
+    matrix
+        Cells × genes, CSR.
+    batch
+        Codes, (n_cells,).
+    covariates
+        (n_cells, q).
+    slope
+        (n_batches, n_genes).
+    shift
+        (n_batches, 1 + q, n_genes).
+    n_components
+        Lowered to what cells and genes allow.
+
+    Returns
+    -------
+    Coordinates (n_cells, d), and loadings (n_genes, d) whose largest entry is positive; float32.
+    """
+    n_cells, n_genes = matrix.shape
+    scaled = scaled_rows(matrix, batch, slope)
+    sums = batch_moments(scaled, batch, covariates)
+    mean = (sums.products[:, 0].sum(axis=0) + np.einsum("bw,bwp->p", sums.covariates[:, 0], shift)) / n_cells
+    scatter = column_products(scaled) - n_cells * np.outer(mean, mean)
+    for products, added, outer in zip(sums.products, shift, sums.covariates, strict=True):
+        cross = products.T @ added
+        scatter += cross + cross.T + added.T @ outer @ added
+    last, n_components = n_genes - 1, min(n_components, n_cells - 1, n_genes)
+    _, vectors = linalg.eigh(scatter, subset_by_index=(last - n_components + 1, last), overwrite_a=True)
+    vectors = vectors[:, ::-1]
+    largest = vectors[np.abs(vectors).argmax(axis=0), np.arange(n_components)]
+    vectors = vectors * np.where(largest < 0, -1.0, 1.0)
+    rows = np.column_stack([np.ones(n_cells), covariates])
+    moved = np.einsum("nw,nwd->nd", rows, (shift @ vectors)[batch])
+    return (scaled @ vectors + moved - mean @ vectors).astype(np.float32), vectors.astype(np.float32)

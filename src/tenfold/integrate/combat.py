@@ -3,25 +3,23 @@
 from __future__ import annotations
 
 import warnings
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Literal
 
 import numpy as np
-from scipy import linalg
 
-from tenfold.data import check
+from tenfold.data import check, preprocess
 from tenfold.data.inputs import Inputs
-from tenfold.data.linear import GeneModel, batch_moments, fit_genes
+from tenfold.data.linear import GeneModel, Moments, affine_components, batch_moments, fit_genes
 from tenfold.errors import DataError, ParameterError, closest
+from tenfold.kernels.batch_affine import affine_rows
 from tenfold.method import Corrector, FixedEmbedder, Method, MethodInfo, param
 
 if TYPE_CHECKING:
-    from scipy import sparse
-
     from tenfold.types import Codes
 
 _TOLERANCE = 1e-4  # largest relative change at which the shrinkage ends; part of the definition, as is its form
 _MOST_STEPS = 1000
-_CHUNK = 2048
+_GENES_AT_ONCE = 512
 
 
 class ComBat(Method, FixedEmbedder, Corrector):
@@ -30,8 +28,8 @@ class ComBat(Method, FixedEmbedder, Corrector):
     Each gene is modelled as mean + covariate effects + batch offset + noise with a variance of its own in each batch;
     offsets and variances are shrunk towards their average over genes, then removed. Everything is estimated from sums
     over the non-zero entries of the sparse matrix; the correction is kept as a slope and an intercept per gene and
-    batch, and expanded in blocks: for the components, or when `correct` is called. The values equal those of
-    ``scanpy.pp.combat`` on the same log-normalised matrix.
+    batch, and expanded only when `correct` is called: components follow from products of sparse rows. The values equal
+    those of ``scanpy.pp.combat`` on the same log-normalised matrix.
 
     **Use it** where corrected expression is needed, or as the linear yardstick that other methods must beat. Give the
     biology that differs between batches as ``categorical_covariates`` or ``continuous_covariates``, and it is kept.
@@ -52,6 +50,10 @@ class ComBat(Method, FixedEmbedder, Corrector):
         Number of components.
     n_top_genes
         Number of variable genes that the components are taken from. The correction itself is of all genes.
+    prior
+        ``"parametric"``: offsets are drawn from a normal, variances from an inverse gamma distribution over genes.
+        ``"empirical"``: from those of all other genes as they are (the non-parametric prior of the R package sva),
+        which takes time quadratic in genes.
     mean_only
         Correct offsets only and leave the variances of the batches as they are. Offsets are shrunk as those of means
         of n cells; the R package sva shrinks them as if n were 1, and so corrects less.
@@ -115,6 +117,7 @@ class ComBat(Method, FixedEmbedder, Corrector):
 
     n_components: int = param(50, low=2)
     n_top_genes: int = param(2000, low=10, high=4000)
+    prior: Literal["parametric", "empirical"] = "parametric"
     mean_only: bool = False
     reference_batch: str | None = None
 
@@ -130,19 +133,27 @@ class ComBat(Method, FixedEmbedder, Corrector):
         self.slope_, self.intercept_ = np.ones(shape), np.zeros(shape)
         self.effects_ = np.zeros((self.covariates_.shape[1], data.n_genes))
         model = fit_genes(sums, reference)
+        included = self._included(sums)
         varying = model.variance > 1e-10 * np.maximum(sums.squares.sum(axis=0) / len(self.batch_), 1e-30)
+        varying &= included
         if not varying.any():
             raise DataError("No gene varies beyond its batch and covariates: there is nothing for ComBat to correct.")
         model = GeneModel(*(values[..., varying] for values in model))
         for b, n in enumerate(sizes):
             if b == reference:
                 continue
-            offset, scale = shrink(model.offsets[b], model.scales[b], n, mean_only)
+            shrunken = shrink if self.prior == "parametric" else shrink_to_genes
+            offset, scale = shrunken(model.offsets[b], model.scales[b], n, mean_only)
             slope = 1 / np.sqrt(scale)
             self.slope_[b, varying] = slope
             self.intercept_[b, varying] = model.mean * (1 - slope) - slope * np.sqrt(model.variance) * offset
         self.effects_[:, varying] = model.effects
-        self._components(data.variable_genes(self.n_top_genes))
+        if included.all():
+            self._components(data.variable_genes(self.n_top_genes))
+        else:
+            columns = np.flatnonzero(included)
+            found = preprocess.highly_variable_genes(data.counts[:, columns], self.n_top_genes, data.batch)
+            self._components(columns[found])
 
     def _reference(self, names: list[str]) -> int | None:
         if self.reference_batch is not None and self.reference_batch not in names:
@@ -152,42 +163,27 @@ class ComBat(Method, FixedEmbedder, Corrector):
             )
         return None if self.reference_batch is None else names.index(self.reference_batch)
 
-    def _expand(self, matrix: sparse.csr_matrix, cells: slice, genes: np.ndarray) -> np.ndarray:
-        """Return corrected expression of some cells, dense, float64; `matrix` holds the columns `genes`."""
-        batch, block = self.batch_[cells], matrix[cells]
-        slope = self.slope_[:, genes]
-        corrected = self.intercept_[:, genes][batch]
-        rows = np.repeat(np.arange(len(batch)), np.diff(block.indptr))
-        corrected[rows, block.indices] += slope[batch[rows], block.indices] * block.data
-        if self.covariates_.shape[1]:
-            corrected += (1 - slope)[batch] * (self.covariates_[cells] @ self.effects_[:, genes])
-        return corrected
+    def _included(self, sums: Moments) -> np.ndarray:
+        """Return which genes take part, (n_genes,), bool."""
+        return np.ones(sums.squares.shape[1], dtype=bool)
+
+    def _shift(self, genes: np.ndarray) -> np.ndarray:
+        """Return what is added to slope × x, as coefficients of [1, covariates], (n_batches, 1 + q, n_genes)."""
+        kept = (1 - self.slope_[:, None, genes]) * self.effects_[:, genes]
+        return np.concatenate([self.intercept_[:, None, genes], kept], axis=1)
 
     def _components(self, genes: np.ndarray) -> None:
-        """Principal components of the corrected genes, from their covariance, which is summed over blocks of cells."""
-        n_cells = len(self.batch_)
-        n_components = min(self.n_components, n_cells - 1, len(genes))
-        matrix = self.expression_[:, genes]
-        blocks = [slice(start, start + _CHUNK) for start in range(0, n_cells, _CHUNK)]
-        mean = sum(self._expand(matrix, cells, genes).sum(axis=0) for cells in blocks) / n_cells
-        scatter = np.zeros((len(genes), len(genes)))
-        for cells in blocks:
-            centred = (self._expand(matrix, cells, genes) - mean).astype(np.float32)  # nothing large cancels any more
-            scatter += centred.T @ centred
-        last = len(genes) - 1
-        _, vectors = linalg.eigh(scatter, subset_by_index=(last - n_components + 1, last), overwrite_a=True)
-        vectors = vectors[:, ::-1]
-        largest = vectors[np.abs(vectors).argmax(axis=0), np.arange(n_components)]
-        self.loadings_ = (vectors * np.where(largest < 0, -1.0, 1.0)).astype(np.float32)
-        parts = [(self._expand(matrix, cells, genes) - mean).astype(np.float32) @ self.loadings_ for cells in blocks]
-        self.embedding_ = np.concatenate(parts)
+        """Principal components of the corrected genes."""
+        self.embedding_, self.loadings_ = affine_components(
+            self.expression_[:, genes], self.batch_, self.covariates_, self.slope_[:, genes], self._shift(genes),
+            self.n_components,
+        )  # fmt: skip
 
     def _corrected(self, columns: np.ndarray) -> np.ndarray:
-        matrix = self.expression_[:, columns]
-        corrected = np.empty((len(self.batch_), len(columns)), dtype=np.float32)
-        for start in range(0, len(corrected), _CHUNK):
-            corrected[start : start + _CHUNK] = self._expand(matrix, slice(start, start + _CHUNK), columns)
-        return corrected
+        every = np.array_equal(columns, np.arange(len(self.genes_)))
+        matrix = self.expression_ if every else self.expression_[:, columns]
+        design = np.column_stack([np.ones(len(self.batch_)), self.covariates_])
+        return affine_rows(matrix, self.batch_, self.slope_[:, columns], design, self._shift(columns))
 
 
 def shrink(offset: np.ndarray, scale: np.ndarray, n: int, mean_only: bool) -> tuple[np.ndarray, np.ndarray]:
@@ -211,6 +207,28 @@ def shrink(offset: np.ndarray, scale: np.ndarray, n: int, mean_only: bool) -> tu
         if not (change > _TOLERANCE).any():
             break
     return g, np.maximum(d, 1e-12)
+
+
+def shrink_to_genes(offset: np.ndarray, scale: np.ndarray, n: int, mean_only: bool) -> tuple[np.ndarray, np.ndarray]:
+    """Return what `shrink` does, with the estimates of all other genes as the prior.
+
+    They are averaged with the likelihood of the gene's values as weights; genes constant in the batch take no part.
+    """
+    variance = np.ones_like(scale) if mean_only else scale
+    usable = variance > 1e-8
+    if usable.sum() < 3:
+        return shrink(offset, scale, n, mean_only)
+    g, d, own = offset[usable], variance[usable], np.flatnonzero(usable)
+    squares, prior = (n - 1) * scale, np.stack([g, d], axis=1)
+    found = np.empty((len(offset), 2))
+    for start in range(0, len(offset), _GENES_AT_ONCE):
+        block = np.arange(start, min(start + _GENES_AT_ONCE, len(offset)))
+        apart = squares[block, None] + n * (offset[block, None] - g) ** 2
+        likelihood = -0.5 * (n * np.log(d) + apart / d)
+        likelihood[block[:, None] == own] = -np.inf
+        weight = np.exp(likelihood - likelihood.max(axis=1, keepdims=True))
+        found[block] = weight @ prior / weight.sum(axis=1, keepdims=True)
+    return found[:, 0], np.ones_like(scale) if mean_only else found[:, 1]
 
 
 def _covariates(data: Inputs, batch: Codes) -> np.ndarray:
