@@ -40,7 +40,8 @@ class TRVAE(VariationalMethod):
     Parameters
     ----------
     mmd_weight
-        Weight of the penalty.
+        Weight of the penalty. From some 10 on it shrinks the latent space rather than aligning it, for the discrepancy
+        of few cells is never 0.
     mmd_on
         ``"z"``, the latent variable, or ``"decoder"``, the first layer of the decoder, as in the publication.
     n_hidden
