@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -49,14 +50,20 @@ class ExpressionVAE(ConditionalVAE):
         """Return KL(q(z | x, s) ‖ prior) of each cell, shape (n_cells,); `z` is a draw, for priors that need one."""
         return posterior.kl_from_standard()
 
-    def terms(self, batch: Batch, kl_weight: float = 1.0) -> dict[str, Tensor]:
-        """Return the loss of a minibatch and its parts, means over its cells.
+    def terms(
+        self, batch: Batch, kl_weight: float = 1.0, align: Callable[[Tensor], Tensor] | None = None
+    ) -> dict[str, Tensor]:
+        """Return the loss of a minibatch and its parts, means over its cells; arguments as in `ConditionalVAE`.
 
         Returns
         -------
-        ``loss`` = ``nll`` + ``kl_weight`` · ``kl``.
+        ``loss`` = ``nll`` + ``kl_weight`` · ``kl`` (+ ``alignment``).
         """
         posterior = self.encode(batch).z
         z = posterior.sample()
         nll, kl = self.nll(batch, z).mean(), self.kl(posterior, z).mean()
-        return {"loss": nll + kl_weight * kl, "nll": nll, "kl": kl}
+        terms = {"loss": nll + kl_weight * kl, "nll": nll, "kl": kl}
+        if align is not None:
+            terms["alignment"] = align(z)
+            terms["loss"] = terms["loss"] + terms["alignment"]
+        return terms
