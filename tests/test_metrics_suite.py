@@ -34,7 +34,7 @@ def test_suite_gives_what_the_single_functions_give() -> None:
     cells, labels, batch = cells_of()
     before = cells_of(shift=4.0)[0]
     found = by_name(metrics.integration_metrics(embedding=cells, labels=labels, batch=batch, before=before))
-    assert list(found) == list(metrics.METRICS)
+    assert list(found) == [n for n in metrics.METRICS if n not in ("trajectory", "cell_cycle", "hvg_overlap")]
     near = metrics.neighbors(cells, 90)
     for name, value in {
         "ilisi": metrics.ilisi(near, batch), "clisi": metrics.clisi(near, labels),
@@ -68,6 +68,7 @@ def test_suite_on_a_graph_agrees_with_its_embedding() -> None:
     full = by_name(metrics.integration_metrics(embedding=cells, labels=labels, batch=batch))
     assert set(graph) == {
         "nmi_leiden", "ari_leiden", "clisi", "isolated_f1", "cilisi", "kbet", "graph_connectivity", "ilisi",
+        "scib_overall",
     }  # fmt: skip
     for name, tolerance in (("ilisi", 0.1), ("cilisi", 0.1), ("clisi", 0.02), ("kbet", 0.2), ("nmi_leiden", 1e-9)):
         assert graph[name].value == pytest.approx(full[name].value, abs=tolerance), name

@@ -63,7 +63,7 @@ def compare(
     adata
         Cells × genes with raw counts in X or in ``layer``; not changed.
     methods
-        Names, ``"recommended"`` or ``"all"``. The task's baseline is always run beside them.
+        Names, ``"recommended"`` or ``"all"``. The task's baselines are always run beside them.
     out
         Folder for ``scores.csv``, ``runs/``, ``compare.json`` and ``report.html``.
     seeds
@@ -166,7 +166,7 @@ def _plan(
     else:
         chosen = methods.split(",") if isinstance(methods, str) else list(methods)
     classes = {}
-    for given in (judge.baseline, *chosen):
+    for given in (judge.baseline, *judge.companions, *chosen):
         cls = catalog.find(judge.name, given.strip())
         classes[cls.name()] = cls
     for given, values in params.items():
@@ -183,7 +183,7 @@ def _prepared(adata: AnnData, judge: ComparedTask, roles: dict[str, str]) -> Ann
     """Return counts and the columns that the roles name, nothing else: what every process reads."""
     inputs = Inputs(adata, roles, needed=judge.needs)
     counts = inputs.counts
-    columns = [key for role in ("batch", "labels") if (key := roles.get(role))]
+    columns = [key for role in ("batch", "labels", "pseudotime") if (key := roles.get(role))]
     for role in ("categorical_covariates", "continuous_covariates"):
         value = roles.get(role, [])
         columns += [value] if isinstance(value, str) else list(value)

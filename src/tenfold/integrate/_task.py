@@ -14,6 +14,7 @@ from tenfold.data import check, graph
 from tenfold.data.inputs import Inputs
 from tenfold.integrate import _controls, _expression, _null, _types
 from tenfold.integrate._assess import assess
+from tenfold.integrate._beyond import beyond_labels
 from tenfold.integrate._neighbors import Representation
 from tenfold.integrate._ranking import LEFT_OUT, rank
 from tenfold.integrate._trial import Trial, largest_batch
@@ -97,7 +98,7 @@ class Integration(ComparedTask):
     baseline = "pca"
     recommended = ("pca", "harmony", "combat", "bbknn", "scvi")
     needs = ("batch",)
-    accepts = ("labels", "layer", "use_rep", "categorical_covariates", "continuous_covariates")
+    accepts = ("labels", "layer", "use_rep", "pseudotime", "categorical_covariates", "continuous_covariates")
 
     def assess(self, adata: AnnData, roles: dict[str, str], seed: int) -> Assessment:
         """D5: is there a batch effect, and could it be biology?"""
@@ -114,6 +115,7 @@ class Integration(ComparedTask):
             labels=None if labels is None else labels.values,
             batch=data.batch_or_one.values,
             before=data.pca(50, 2000).embedding,
+            beyond=beyond_labels(method, data, adata, roles, seed),
             seed=seed,
         )
         scores = []
@@ -124,6 +126,8 @@ class Integration(ComparedTask):
                     Score(f"label:{labels.names[int(code)]}", score.metric, value)
                     for code, value in score.per_label.items()
                 ]
+            batches = data.batch_or_one.names
+            scores += [Score(f"batch:{batches[int(b)]}", score.metric, v) for b, v in score.per_batch.items()]
         return scores
 
     def controls(

@@ -54,6 +54,7 @@ if TYPE_CHECKING:
     )
     from tenfold.metrics.batch_silhouettes import asw_batch, asw_batch_per_label, bras, bras_per_label
     from tenfold.metrics.batch_test import kbet, kbet_per_label
+    from tenfold.metrics.beyond import Beyond, Corrected
     from tenfold.metrics.clusters import (
         isolated_labels_f1,
         kmeans_clusters,
@@ -63,8 +64,10 @@ if TYPE_CHECKING:
         stability,
     )
     from tenfold.metrics.components import graph_connectivity, graph_connectivity_per_label
+    from tenfold.metrics.conserved_order import trajectory
     from tenfold.metrics.described import METRICS, MetricInfo
     from tenfold.metrics.diversity import cilisi, cilisi_per_label, clisi, clisi_per_label, ilisi, ilisi_per_label, lisi
+    from tenfold.metrics.expression import cell_cycle, cell_cycle_per_batch, hvg_overlap, hvg_overlap_per_batch
     from tenfold.metrics.neighborhoods import (
         Neighbors,
         graph_neighbors,
@@ -72,6 +75,7 @@ if TYPE_CHECKING:
         neighbor_purity,
         neighbors,
     )
+    from tenfold.metrics.overall import scib_overall
     from tenfold.metrics.separability import separability_auc
     from tenfold.metrics.silhouettes import asw_label, asw_per_label, isolated_labels, silhouette_samples
     from tenfold.metrics.suite import MetricScore, integration_metrics
@@ -80,6 +84,7 @@ if TYPE_CHECKING:
 # No file has the name of a function: importing it would put the module in the function's place.
 _HOMES = {
     "agreement": ("ami", "ari", "completeness", "f1_per_label", "homogeneity", "matched_accuracy", "nmi"),
+    "beyond": ("Beyond", "Corrected"),
     "annotation": (
         "accuracy", "balanced_accuracy", "benchmark_f1", "cohen_kappa", "label_scores", "macro_f1", "matthews",
         "median_f1", "rejected_share", "selective_accuracy", "weighted_f1",
@@ -97,12 +102,15 @@ _HOMES = {
     ),
     "components": ("graph_connectivity", "graph_connectivity_per_label"),
     "diversity": ("cilisi", "cilisi_per_label", "clisi", "clisi_per_label", "ilisi", "ilisi_per_label", "lisi"),
+    "expression": ("cell_cycle", "cell_cycle_per_batch", "hvg_overlap", "hvg_overlap_per_batch"),
+    "overall": ("scib_overall",),
     "neighborhoods": ("Neighbors", "graph_neighbors", "neighbor_overlap", "neighbor_purity", "neighbors"),
     "separability": ("separability_auc",),
     "silhouettes": ("asw_label", "asw_per_label", "isolated_labels", "silhouette_samples"),
     "batch_silhouettes": ("asw_batch", "asw_batch_per_label", "bras", "bras_per_label"),
     "described": ("METRICS", "MetricInfo"),
     "suite": ("MetricScore", "integration_metrics"),
+    "conserved_order": ("trajectory",),
     "variance": ("pcr", "pcr_comparison"),
 }  # fmt: skip
 
@@ -114,12 +122,13 @@ __all__ = [  # noqa: RUF022  (by family)
     "graph_connectivity", "graph_connectivity_per_label", "kbet", "kbet_per_label", "pcr", "pcr_comparison",
     "silhouette_samples", "asw_label", "asw_per_label", "asw_batch", "asw_batch_per_label",
     "bras", "bras_per_label", "isolated_labels", "separability_auc",
+    "cell_cycle", "cell_cycle_per_batch", "hvg_overlap", "hvg_overlap_per_batch", "trajectory", "scib_overall",
     "accuracy", "rejected_share", "selective_accuracy", "macro_f1", "median_f1", "weighted_f1", "benchmark_f1",
     "balanced_accuracy", "cohen_kappa", "matthews", "label_scores",
     "aurc", "accuracy_auroc", "novel_auroc", "novel_aupr", "novel_fpr95", "ece", "brier", "nll", "reliability",
     "ontology_credit", "ontology_jaccard", "ontology_distance", "ontology_f1", "ontology_relations",
     "Interval", "bootstrap_interval", "paired_permutation",
-    "METRICS", "MetricInfo", "MetricScore", "integration_metrics",
+    "METRICS", "Beyond", "Corrected", "MetricInfo", "MetricScore", "integration_metrics",
 ]  # fmt: skip
 
 

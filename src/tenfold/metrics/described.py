@@ -60,6 +60,11 @@ METRICS: dict[str, MetricInfo] = {
         "Only labels in the fewest batches count, often one or two; none where every label is in every batch.",
         "mean over isolated labels of the best F1 of any Leiden cluster of ten resolutions",
     ),
+    "trajectory": MetricInfo(
+        "Trajectory", "bio", (0, 1), "high", False,
+        "One linear order is asked for, of a reference that is itself the result of a method; 0.5 is no relation.",
+        "(Spearman correlation of the reference with diffusion pseudotime on the integrated graph + 1) / 2",
+    ),
     "cilisi": MetricInfo(
         "CiLISI", "batch", (0, 1), "high", True,
         "Where batch and condition coincide, mixing erases biology. High by construction on BBKNN's graph.",
@@ -89,6 +94,22 @@ METRICS: dict[str, MetricInfo] = {
         "PCR comparison", "batch", (0, 1), "high", False,
         "Rewards mixing of different cell types; noise where batch explained little to begin with.",
         "(variance explained by batch before - after) / before, at least 0",
+    ),
+    "scib_overall": MetricInfo(
+        "scIB overall", "literature", (0, 1), "high", False,
+        "Means hide failures, the weights are a convention, and methods with other metrics cannot be compared. "
+        "Unscaled, so not the number of Luecken et al., who rescale over the compared methods.",
+        "0.6 × mean of scIB's bio scores + 0.4 × mean of its batch scores",
+    ),
+    "cell_cycle": MetricInfo(
+        "Cell cycle", "literature", (0, 1), "high", False,
+        "Noise where few cells divide. Falls for an embedding that shows the cell cycle more clearly than before, too.",
+        "mean over batches of 1 - |change| / before of the variance that the scores of S and G2/M explain",
+    ),
+    "hvg_overlap": MetricInfo(
+        "HVG overlap", "literature", (0, 1), "high", False,
+        "Only for corrected expression. About a quarter is chance; says nothing about the values.",
+        "mean over batches of the share of 500 variable genes that stay so after correction",
     ),
     "nmi_kmeans": MetricInfo(
         "NMI (k-means)", "literature", (0, 1), "high", False, f"Knows the true number of labels. {_LEAK}",

@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
+from contextlib import suppress
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 from scipy import sparse
 
 from tenfold.errors import DataError
 from tenfold.metrics._checks import groups, points
+from tenfold.metrics.beyond import Beyond
 from tenfold.metrics.described import METRICS, MetricInfo
 from tenfold.metrics.neighborhoods import Neighbors, graph_neighbors, neighbors
 
@@ -20,8 +22,14 @@ K_LISI, K_GRAPH = 90, 15
 SILHOUETTE_ALL = 30_000
 SILHOUETTE_SAMPLE = 1000
 
-#: Value and values by label, by metric.
-_Found = dict[str, tuple[float, dict[Any, float]]]
+
+class _Value(NamedTuple):
+    value: float
+    per_label: dict[Any, float] = {}
+    per_batch: dict[Any, float] = {}
+
+
+_Found = dict[str, _Value]
 
 
 @dataclass(frozen=True)
@@ -34,14 +42,15 @@ class MetricScore:
         Keys in `METRICS`.
     value
         Unscaled value.
-    per_label
-        Value by label, as the labels were given; empty where the metric has none.
+    per_label, per_batch
+        Value by label and by batch, as these were given; empty where the metric has none.
     """
 
     group: str
     metric: str
     value: float
     per_label: dict[Any, float] = field(default_factory=dict)
+    per_batch: dict[Any, float] = field(default_factory=dict)
 
 
 def integration_metrics(
@@ -51,6 +60,7 @@ def integration_metrics(
     graph: sparse.spmatrix | None = None,
     labels: np.ndarray | None = None,
     before: np.ndarray | None = None,
+    beyond: Beyond | None = None,
     seed: int = 0,
 ) -> list[MetricScore]:
     """Score an integration by every metric that its result and the given labels allow.
@@ -62,12 +72,14 @@ def integration_metrics(
     embedding
         Integrated coordinates, shape (n, d).
     graph
-        Where there is no embedding: connectivities, sparse, shape (n, n). BRAS, PCR comparison, k-means and
-        silhouettes need an embedding and are left out; LISI and kBET take neighbours along the graph.
+        Where there is no embedding: connectivities, sparse, shape (n, n). BRAS, PCR comparison, cell cycle,
+        k-means and silhouettes need an embedding and are left out; LISI and kBET take neighbours along the graph.
     labels
         Cell type of every cell, shape (n,). Without them: iLISI and PCR comparison only.
     before
         Principal components before integration, shape (n, d2), for PCR comparison.
+    beyond
+        For cell cycle, HVG overlap and trajectory.
     seed
         Of clusterings and samples.
 
@@ -86,6 +98,8 @@ def integration_metrics(
     is_graph = sparse.issparse(result)
     near = graph_neighbors(result, min(K_LISI, n - 1)) if is_graph else neighbors(result, K_LISI, seed)
     found = _diversity(near, labels, batch)
+    if beyond is not None:
+        found |= _unlabelled(result, labels, batch, beyond, near)
     if before is not None and not is_graph:
         found |= _variance(before, result, batch)
     if labels is not None:
@@ -94,6 +108,7 @@ def integration_metrics(
         found |= _clusters(result if is_graph else near.first(K_GRAPH), labels, batch, seed)
         if not is_graph:
             found |= _geometry(result, labels, batch, seed)
+        found |= _overall(found)
     return [MetricScore(METRICS[name].group, name, *found[name]) for name in METRICS if name in found]
 
 
@@ -123,8 +138,12 @@ def _n_groups(values: np.ndarray | None) -> int:
     return 0 if values is None else len(groups(values, "values").levels)
 
 
-def _mean(each: dict[Any, float]) -> tuple[float, dict[Any, float]]:
-    return float(np.mean(list(each.values()))), each
+def _mean(each: dict[Any, float]) -> _Value:
+    return _Value(float(np.mean(list(each.values()))), each)
+
+
+def _mean_of_batches(each: dict[Any, float]) -> _Value:
+    return _Value(float(np.mean(list(each.values()))), per_batch=each)
 
 
 def _diversity(near: Neighbors, labels: np.ndarray | None, batch: np.ndarray) -> _Found:
@@ -135,20 +154,58 @@ def _diversity(near: Neighbors, labels: np.ndarray | None, batch: np.ndarray) ->
     n_batches, n_labels = _n_groups(batch), _n_groups(labels)
     if n_batches > 1:
         values = diversity(near, shared, groups(batch, "batch"))
-        each = {} if labels is None else by_label(values, labels, lambda part: mixed(part, n_batches))
-        found["ilisi"] = (mixed(values, n_batches), each)
+
+        def rescaled(part: np.ndarray) -> float:
+            return mixed(part, n_batches)
+
+        each = {} if labels is None else by_label(values, labels, rescaled)
+        found["ilisi"] = _Value(rescaled(values), each, by_label(values, batch, rescaled))
     if labels is not None and n_labels > 1:
         values = diversity(near, shared, groups(labels, "labels"))
         each = by_label(values, labels, lambda part: 1 - mixed(part, n_labels))
-        found["clisi"] = (1 - mixed(values, n_labels), each)
+        found["clisi"] = _Value(1 - mixed(values, n_labels), each)
     return found
+
+
+def _unlabelled(
+    result: np.ndarray | sparse.spmatrix,
+    labels: np.ndarray | None,
+    batch: np.ndarray,
+    beyond: Beyond,
+    near: Neighbors,
+) -> _Found:
+    """Scores of biology that labels do not name."""
+    from tenfold.kernels.fuzzy import fuzzy_graph
+    from tenfold.metrics.conserved_order import trajectory
+    from tenfold.metrics.expression import cell_cycle_per_batch, hvg_overlap_per_batch
+
+    found: _Found = {}
+    is_graph = sparse.issparse(result)
+    if beyond.phases is not None and beyond.before is not None and not is_graph:
+        with suppress(DataError):  # nothing varies with the cell cycle
+            found["cell_cycle"] = _mean_of_batches(cell_cycle_per_batch(beyond.before, result, beyond.phases, batch))
+    if beyond.corrected is not None:
+        first, second, cells = beyond.corrected
+        with suppress(DataError):  # too few cells to choose genes
+            found["hvg_overlap"] = _mean_of_batches(hvg_overlap_per_batch(first, second, np.asarray(batch)[cells]))
+    if beyond.pseudotime is not None and labels is not None:
+        graph = result if is_graph else fuzzy_graph(*near.first(K_GRAPH))
+        found["trajectory"] = _Value(trajectory(graph, beyond.pseudotime, labels))
+    return found
+
+
+def _overall(found: _Found) -> _Found:
+    from tenfold.metrics.overall import scib_overall
+
+    value = scib_overall({name: score.value for name, score in found.items()})
+    return {} if value is None else {"scib_overall": _Value(value)}
 
 
 def _variance(before: np.ndarray, embedding: np.ndarray, batch: np.ndarray) -> _Found:
     from tenfold.metrics.variance import pcr_comparison
 
     try:
-        return {"pcr_comparison": (pcr_comparison(before, embedding, batch), {})}
+        return {"pcr_comparison": _Value(pcr_comparison(before, embedding, batch))}
     except DataError:  # a single batch
         return {}
 
@@ -165,7 +222,7 @@ def _inside_labels(result: np.ndarray | sparse.spmatrix, labels: np.ndarray, bat
     found: _Found = {"kbet": _mean(label_acceptance(inside))}
     mixing = label_mixing(inside)
     if mixing:
-        found["cilisi"] = (pooled(mixing), {level: value for level, (value, _) in mixing.items()})
+        found["cilisi"] = _Value(pooled(mixing), {level: value for level, (value, _) in mixing.items()})
     return found
 
 
@@ -184,7 +241,7 @@ def _clusters(graph: Neighbors | sparse.spmatrix, labels: np.ndarray, batch: np.
     connectivities = fuzzy_graph(*graph) if isinstance(graph, Neighbors) else graph
     clusterings = leiden_clusterings(connectivities, seed=seed)
     agreement = nmi_ari_leiden(clusterings, labels)
-    found: _Found = {"nmi_leiden": (agreement.nmi, {}), "ari_leiden": (agreement.ari, {})}
+    found: _Found = {"nmi_leiden": _Value(agreement.nmi), "ari_leiden": _Value(agreement.ari)}
     rare = isolated_labels_f1(clusterings, labels, batch)
     return found | {"isolated_f1": _mean(rare)} if rare else found
 
@@ -205,9 +262,9 @@ def _geometry(embedding: np.ndarray, labels: np.ndarray, batch: np.ndarray, seed
     if _n_groups(labels) < 2:
         return found
     agreement = nmi_ari_kmeans(embedding, labels, seed)
-    found |= {"nmi_kmeans": (agreement.nmi, {}), "ari_kmeans": (agreement.ari, {})}
+    found |= {"nmi_kmeans": _Value(agreement.nmi), "ari_kmeans": _Value(agreement.ari)}
     widths = label_widths(embedding, labels, sample, seed)
     scaled = dict(zip(widths.levels, ((widths.means + 1) / 2).tolist(), strict=True))
-    found["asw_label"] = (float(np.average(list(scaled.values()), weights=widths.sizes)), scaled)
+    found["asw_label"] = _Value(float(np.average(list(scaled.values()), weights=widths.sizes)), scaled)
     rare, everywhere = isolated(labels, batch)
     return found if everywhere else found | {"isolated_asw": _mean({level: scaled[level] for level in rare})}

@@ -21,9 +21,9 @@ def pcr(cells: np.ndarray, covariate: np.ndarray, categorical: bool = True) -> f
     cells
         Embedding, shape (n, d).
     covariate
-        Group of every cell, or a number per cell, shape (n,).
+        Group of every cell, shape (n,); or a number per cell, shape (n,), or several, shape (n, m).
     categorical
-        ``False`` takes `covariate` as a number.
+        ``False`` takes `covariate` as numbers.
 
     Raises
     ------
@@ -45,12 +45,14 @@ def pcr(cells: np.ndarray, covariate: np.ndarray, categorical: bool = True) -> f
         onehot[batch.codes, np.arange(len(found))] = 1.0
         explained = float(((onehot @ centred) ** 2 / batch.sizes[:, None]).sum())
     else:
-        number = np.asarray(covariate, dtype=np.float64).ravel()
-        if len(number) != len(found) or not np.isfinite(number).all():
-            raise DataError(f"`covariate` must hold one finite number for each of the {len(found)} cells.")
-        number = number - number.mean()
-        spread = float(number @ number)
-        explained = 0.0 if spread == 0 else float(((number @ centred) ** 2).sum() / spread)
+        numbers = np.asarray(covariate, dtype=np.float64)
+        if len(numbers) != len(found) or not np.isfinite(numbers).all():
+            raise DataError(f"`covariate` must hold finite numbers for each of the {len(found)} cells.")
+        numbers = numbers.reshape(len(found), -1)
+        numbers = numbers - numbers.mean(axis=0)
+        basis, size, _ = np.linalg.svd(numbers, full_matrices=False)
+        basis = basis[:, size > 1e-10 * max(float(size.max(initial=0.0)), 1e-300)]
+        explained = float(((basis.T @ centred) ** 2).sum())
     return min(1.0, explained / total)
 
 
