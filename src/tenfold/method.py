@@ -49,6 +49,7 @@ ROLES: dict[str, str] = {
     "reference": "AnnData with labels to learn from, where the fitted cells are to be labelled",
     "sample": "obs column with the sample or slice",
     "spatial": "obsm key with coordinates",
+    "pseudotime": "obs column with a reference pseudotime, NaN where a cell has none; compare scores by it",
     "use_rep": "obsm key of an embedding to start from, instead of the default preprocessing",
     "key_added": "name to write results under, instead of the method's",
     "size_factor": "obs column with a size factor for each cell",
