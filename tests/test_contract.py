@@ -46,6 +46,7 @@ def tiny(seed: int = 0) -> ad.AnnData:
     adata = tf.data.simulate(n_cells=120, n_genes=80, n_types=3, n_batches=2, batch_strength=0.3, seed=seed)
     adata.obs["site"] = pd.Categorical(np.where(np.arange(120) % 3 == 0, "x", "y"))
     adata.obs["age"] = np.random.default_rng(seed).normal(size=120)
+    adata.obsm["spatial"] = np.random.default_rng(seed).uniform(size=(120, 2))
     return adata
 
 
@@ -210,7 +211,7 @@ def _backed(adata: ad.AnnData, folder: Any) -> ad.AnnData:
 
 
 def _with(adata: ad.AnnData, matrix: Any) -> ad.AnnData:
-    return ad.AnnData(matrix, obs=adata.obs.copy(), var=adata.var.copy())
+    return ad.AnnData(matrix, obs=adata.obs.copy(), var=adata.var.copy(), obsm=dict(adata.obsm))
 
 
 FORMS: dict[str, Callable[[ad.AnnData, Any], ad.AnnData]] = {

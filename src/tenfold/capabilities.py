@@ -209,6 +209,7 @@ class TaskInfo:
 
 TASKS: dict[str, TaskInfo] = {
     "embed": TaskInfo("Embedding and clustering of cells", (Embedder, Clusterer)),
+    "domains": TaskInfo("Spatial domains", (Embedder, Clusterer)),
     "annotate": TaskInfo("Annotation of cell types", (Annotator,), new_cells=True),
     "integrate": TaskInfo("Integration of batches", (Embedder, Grapher, Corrector)),
     "denoise": TaskInfo("Denoising of expression", (Denoiser,)),

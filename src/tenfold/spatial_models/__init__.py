@@ -1,0 +1,1 @@
+"""What methods for spatial domains share: positions, clustering of the embedding, refinement."""
