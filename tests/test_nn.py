@@ -11,6 +11,7 @@ from scipy import sparse
 from torch.distributions import Normal, kl_divergence
 from torch.nn import functional as F
 
+from tenfold.kernels.hidden_layers import random_words
 from tenfold.kernels.rows import all_rows
 from tenfold.nn.autoencoder import ConditionalVAE
 from tenfold.nn.decoders import CountDecoder
@@ -152,14 +153,30 @@ def test_importance_weights_average_to_the_evidence_of_a_model_without_latent_va
 PLAIN = [
     ({"likelihood": "nb"}, {}, {}),
     ({"likelihood": "zinb", "dispersion": "gene-batch", "n_levels": 3}, {}, {}),
-    ({"likelihood": "poisson", "link": "softplus"}, {"dropout": 0.0}, {"log_input": False}),
+    ({"likelihood": "poisson", "link": "softplus", "dropout": 0.3}, {"dropout": 0.0}, {"log_input": False}),
     ({"likelihood": "nb", "categories": (3, 2), "n_continuous": 2}, {"categories": (3, 2), "n_continuous": 2},
      {"encode_covariates": True}),
 ]  # fmt: skip
 
 
+def kept(h: torch.Tensor, share: float) -> torch.Tensor:
+    """Which units the written-out dropout leaves, from the same random numbers."""
+    return torch.from_numpy(random_words(*h.shape) >= np.int64(round(share * 2**16)))
+
+
+def test_random_words_are_uniform_and_repeat_with_the_seed():
+    words = random_words(400, 101)
+    assert words.shape == (400, 101)
+    assert np.abs(np.bincount((words // 4096).ravel(), minlength=16) / words.size - 1 / 16).max() < 0.006
+    assert abs(np.corrcoef(words.ravel()[:-1], words.ravel()[1:])[0, 1]) < 0.02
+    torch.manual_seed(0)
+    assert (random_words(400, 101) == words).all()
+    assert (random_words(400, 101) != words).mean() > 0.99
+
+
 @pytest.mark.parametrize(("of_decoder", "of_encoder", "of_net"), PLAIN)
 def test_the_written_out_gradient_of_a_plain_model_is_that_of_autograd(of_decoder, of_encoder, of_net, monkeypatch):
+    monkeypatch.setattr(F, "dropout", lambda h, share: h * kept(h, share) / (1 - share))
     encoder = GaussianEncoder(40, 4, 16, **{"dropout": 0.2, **of_encoder})
     net = ConditionalVAE(encoder, CountDecoder(4, 40, 16, **of_decoder), **of_net)
     other = copy.deepcopy(net)
@@ -178,7 +195,7 @@ def test_the_written_out_gradient_of_a_plain_model_is_that_of_autograd(of_decode
         torch.testing.assert_close(found.double(), expected.double(), rtol=2e-4, atol=2e-5)
 
 
-def test_what_is_not_plain_is_left_to_autograd():
+def test_what_is_not_plain_is_left_to_autograd(monkeypatch):
     def net(of_encoder: dict = {}, of_decoder: dict = {}, **options) -> ConditionalVAE:  # noqa: B006
         return ConditionalVAE(GaussianEncoder(9, 2, 8, **of_encoder), CountDecoder(2, 9, 8, **of_decoder), **options)
 
@@ -188,10 +205,12 @@ def test_what_is_not_plain_is_left_to_autograd():
     for each in (
         net({"n_layers": 2}), net({}, {"n_layers": 2}), net({"batch_norm": False}), net({}, {"layer_norm": True}),
         net({}, {"dispersion": "gene-cell"}), net(latent="ln"), net(library=GaussianEncoder(9, 1, 8)),
-        net({"activation": "leaky_relu"}),
+        net({"activation": "leaky_relu"}), net({"link": "softplus"}),
     ):  # fmt: skip
         assert not is_plain(each)
-    with torch.autocast("cpu", torch.bfloat16):
-        assert not is_plain(net())
+    for fast in (False, True):
+        monkeypatch.setattr("tenfold.nn.plain_vae._multiplies_bfloat16", lambda fast=fast: fast)
+        with torch.autocast("cpu", torch.bfloat16):
+            assert is_plain(net()) == fast
     with torch.no_grad():
         assert not is_plain(net())

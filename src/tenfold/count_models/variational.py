@@ -174,9 +174,9 @@ class VariationalMethod(ReferenceMapper):
         )
 
     def _optimizer(self, parameters: list[Parameter]) -> Optimizer:
-        from torch.optim import Adam
+        from tenfold.kernels.adam import Adam
 
-        return Adam(parameters, lr=self.learning_rate, eps=0.01, weight_decay=self.weight_decay, fused=True)
+        return Adam(parameters, lr=self.learning_rate, eps=0.01, weight_decay=self.weight_decay)
 
     def _n_batches(self, n_cells: int) -> int:
         """Return the minibatches in an epoch; a last one of one or two cells joins the one before."""

@@ -56,8 +56,10 @@ class TermMeans:
             At the first step with a term that is not finite.
         """
         pending, self._pending = self._pending, []
-        tensors = [value.detach().double() for _, _, terms in pending for value in terms.values()]
-        values = iter(torch.stack(tensors).tolist() if tensors else [])
+        tensors = [value.detach() for _, _, terms in pending for value in terms.values()]
+        if self._patience > 1 and tensors:  # all in one go
+            tensors = torch.stack([value.double() for value in tensors]).tolist()
+        values = map(float, tensors)
         for batch, n_cells, terms in pending:
             numbers = {name: next(values) for name in terms}
             self.latest = next(iter(numbers.values()))

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any
 
 import torch
@@ -20,6 +22,8 @@ class Updates:
     def __init__(self, phase: Phase, net: Module, fabric: Fabric):
         self.phase, self.net, self.fabric = phase, net, fabric
         self.parameters = [step.trained(net) for step in phase.steps]
+        trained = [parameter for parameter in net.parameters() if parameter.requires_grad]
+        self.others = [[each for each in trained if not any(each is o for o in own)] for own in self.parameters]
         self.optimizers = [step.optimizer(own) for step, own in zip(phase.steps, self.parameters, strict=True)]
         self.schedulers = [phase.scheduler(optimizer) for optimizer in self.optimizers] if phase.scheduler else []
 
@@ -42,20 +46,31 @@ class Updates:
 
     def _update(self, position: int, batch: Batch, progress: Progress, number: int, terms: TermMeans) -> None:
         step, own, optimizer = self.phase.steps[position], self.parameters[position], self.optimizers[position]
-        with self.fabric.autocast():
+        with self._others_frozen(position), self.fabric.autocast():
             found = named_terms(step.loss(self.net, batch, progress), step.name)
         n_cells = len(batch["index"])
         terms.add(number, n_cells, found)
-        optimizer.zero_grad(set_to_none=True)
-        # Only the step's own parameters: the generator's loss must leave no gradient in the critic.
-        only: dict[str, Any] = {} if step.parameters is None else {"inputs": own}
-        self.fabric.backward(next(iter(found.values())), **only)
+        for parameter in own:
+            parameter.grad = None
+        self.fabric.backward(next(iter(found.values())))
         average_gradients(self.fabric, own, n_cells)
         if self.phase.clip_value is not None:
             torch.nn.utils.clip_grad_value_(own, self.phase.clip_value)
         if self.phase.clip is not None:
             torch.nn.utils.clip_grad_norm_(own, self.phase.clip)
         optimizer.step()
+
+    @contextmanager
+    def _others_frozen(self, position: int) -> Iterator[None]:
+        """Freeze what is not a step's own: the generator's loss must leave no gradient in the critic."""
+        others = self.others[position]
+        for parameter in others:
+            parameter.requires_grad_(False)
+        try:
+            yield
+        finally:
+            for parameter in others:
+                parameter.requires_grad_(True)
 
     def schedule(self, watched: float | None) -> None:
         """End an epoch with this value of the monitored term, if it was evaluated."""

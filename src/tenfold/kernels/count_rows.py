@@ -1,12 +1,12 @@
-"""One row of a count likelihood at a time: link, dense part, non-zero counts.
+"""One row of a count likelihood at a time: link, every entry, what only non-zero counts have.
 
-A row and its buffers stay in the cache. `dense` routines fill value and gradient of every entry as if its count were
-zero; `observed` routines overwrite the entries of non-zero counts. Gradients are with respect to the log of the mean
-(`g`), of theta (`th`) and to the dropout logit (`pi`). Dense routines add nothing up, so that every loop vectorises and
-a huge entry that is overwritten later leaves no rounding error behind.
+A row and its buffers stay in the cache. Gradients are with respect to the log of the mean (`g`), of theta (`th`) and to
+the dropout logit (`pi`). The negative binomial is evaluated at all entries in one loop that vectorises, from a dense
+row of the counts; counts too large or not whole are left out of it, so that no huge entry leaves a rounding error
+behind, and are added one by one in float64.
 """
 
-# mypy: disable-error-code="no-untyped-def"
+# mypy: disable-error-code="no-untyped-def, call-arg, var-annotated"
 from __future__ import annotations
 
 import math
@@ -16,7 +16,7 @@ from numba import njit
 
 from tenfold.kernels.count_reference import MAX_LOG_MEAN, MAX_LOG_THETA, MIN_LOG_THETA
 from tenfold.kernels.rising import LOG_FACTORIAL, N_SMALL, rising_large, rising_small
-from tenfold.kernels.vectormath import ELEMENT, LOOP, ROW, exp, log, log1p, row_max
+from tenfold.kernels.vectormath import ELEMENT, LOOP, ROW, exp, log, log1p, narrow, row_max, wide
 
 SOFTMAX, EXP, SOFTPLUS = 0, 1, 2
 
@@ -29,40 +29,60 @@ _LOW = np.float32(-15.0)
 
 
 @njit(**ROW)
-def link_row(link, h, log_size, unit, log_unit, slope):
+def link_row(link, logits, bias, log_size, unit, log_unit, slope):
     """Fill the mean per `scale` and its logarithm per `shift`; return scale, shift and the sum of the unit means.
 
-    Mean = unit * scale, log mean = log_unit + shift. `slope` is the derivative of the log mean (softplus only).
+    Mean = unit * scale, log mean = log_unit + shift. `bias` may be empty; `slope` is the derivative of the log mean
+    (softplus only).
     """
     size = min(log_size, _TOP)
+    if bias.shape[0]:
+        for j in range(logits.shape[0]):
+            log_unit[j] = wide(logits[j]) + bias[j]
+    else:
+        for j in range(logits.shape[0]):
+            log_unit[j] = wide(logits[j])
     if link == SOFTMAX:
-        top = row_max(h)
-        for j in range(h.shape[0]):
-            unit[j] = exp(h[j] - top)
-            log_unit[j] = h[j] - top
-        total = row_sum(unit)
+        total = _exponentials(log_unit, row_max(log_unit), unit)
         return exp(size) / total, size - log(total), total
     if link == EXP:
-        for j in range(h.shape[0]):
-            at = h[j] + size
+        for j in range(logits.shape[0]):
+            at = log_unit[j] + size
             at = _TOP if at > _TOP else at
             unit[j] = exp(at)
             log_unit[j] = at
         return _ONE, _ZERO, row_sum(unit)
-    for j in range(h.shape[0]):
-        a = exp(-abs(h[j]))
-        mean = (h[j] if h[j] > _ZERO else _ZERO) + log1p(a)
+    for j in range(logits.shape[0]):
+        h = log_unit[j]
+        a = exp(-abs(h))
+        mean = (h if h > _ZERO else _ZERO) + log1p(a)
         unit[j] = mean
-        log_unit[j] = h[j] - _HALF * a if h[j] < _LOW else log(mean)
-        slope[j] = (_ONE if h[j] > _ZERO else a) / ((_ONE + a) * mean)
+        log_unit[j] = h - _HALF * a if h < _LOW else log(mean)
+        slope[j] = (_ONE if h > _ZERO else a) / ((_ONE + a) * mean)
     return exp(size), size, row_sum(unit)
 
 
+@njit(**LOOP)
+def _exponentials(row, top, out):
+    """Lower a row by `top`, and fill and sum up the exponentials."""
+    total = _ZERO
+    for j in range(row.shape[0]):
+        at = row[j] - top
+        e = exp(at)
+        row[j] = at
+        out[j] = e
+        total += e
+    return total
+
+
 @njit(**ROW)
-def unlink_row(link, g, total_g, unit, total_unit, slope, weight):
-    """Turn the gradient of the log means into that of the logits, in place, times `weight`."""
+def unlink_row(link, g, total_g, unit, total_unit, slope, weight, out, column_sums):
+    """Write the gradient of the logits, from that of the log means and times `weight`; add it to the sums of columns.
+
+    `column_sums` may be empty.
+    """
+    share = total_g / total_unit
     if link == SOFTMAX:
-        share = total_g / total_unit
         for j in range(g.shape[0]):
             g[j] = (g[j] - unit[j] * share) * weight
     elif link == EXP:
@@ -71,6 +91,16 @@ def unlink_row(link, g, total_g, unit, total_unit, slope, weight):
     else:
         for j in range(g.shape[0]):
             g[j] = g[j] * slope[j] * weight
+    for j in range(column_sums.shape[0]):
+        column_sums[j] += g[j]
+    write_row(g, out)
+
+
+@njit(**ROW)
+def write_row(row, out):
+    """Copy a row, to bfloat16 if `out` holds its bits."""
+    for j in range(row.shape[0]):
+        out[j] = narrow(row[j], out[j])
 
 
 @njit(**LOOP)
@@ -80,20 +110,6 @@ def row_sum(row):
     for j in range(row.shape[0]):
         total += row[j]
     return total
-
-
-@njit(**ROW)
-def add_row(total, row, weight):
-    """Add `row` times `weight` to `total`."""
-    for j in range(row.shape[0]):
-        total[j] += row[j] * weight
-
-
-@njit(**ROW)
-def scale_row(row, weight):
-    """Multiply `row` by `weight`."""
-    for j in range(row.shape[0]):
-        row[j] *= weight
 
 
 @njit(**ROW)
@@ -114,71 +130,125 @@ def _curvature(u, q, r):
     return small if u < _SERIES else q - u * r
 
 
-@njit(**ROW)
-def nb_dense(unit, scale, theta, inverse, val, g, th):
-    """Negative binomial at a count of zero: theta log(1 + mean / theta)."""
-    for j in range(unit.shape[0]):
-        mean = unit[j] * scale
-        u = mean * inverse[j]
-        w = _ONE + u
-        r = _ONE / w
-        q = log(w) + (u - (w - _ONE)) * r  # log1p(u), sharing the quotient
-        val[j] = theta[j] * q
-        g[j] = mean * r
-        th[j] = theta[j] * _curvature(u, q, r)
+@njit(**ELEMENT)
+def _nb_entry(x, mean, log_mean, theta, inverse):
+    """Value and gradients of the negative binomial at a count, but for what `rising` adds from a count of 2 on."""
+    u = mean * inverse
+    w = _ONE + u
+    r = _ONE / w
+    q = log(w) + (u - (w - _ONE)) * r  # log1p(u), sharing the quotient
+    fit = x * log_mean if x > _ZERO else _ZERO  # the log mean of a cell of size 0 is infinite
+    return (theta + x) * q - fit, r * (mean - x), theta * _curvature(u, q, r) - x * u * r
 
 
 @njit(**ROW)
-def inflate_dense(dropout, nb, weight, val, g, th, pi):
-    """Zero-inflated negative binomial at a count of zero, from that of the negative binomial (`nb`, `g`, `th`).
+def spread(x_row, columns, dense):
+    """Write counts into a dense row of zeros, -1 for those that `_nb_entry` is not for; return how many these are."""
+    n_large = 0
+    for k in range(x_row.shape[0]):
+        x = x_row[k]
+        small = _is_small(x)
+        dense[np.uint64(columns[k])] = max(x, _ZERO) if small else -_ONE
+        n_large += not small
+    return n_large
 
-    `pi` takes `weight` at once, since no later step needs it bare.
-    """
-    for j in range(dropout.shape[0]):
-        t = exp(-dropout[j])
-        extra = _ONE / (_ONE + t)
-        kept = t * extra
-        zero = exp(-nb[j])
-        z = extra + kept * zero
-        inverse = _ONE / z
-        share = kept * zero * inverse  # of the negative binomial among the zeros
-        val[j] = -log(z)
-        g[j] = g[j] * share
-        th[j] = th[j] * share
-        pi[j] = -extra * kept * (_ONE - zero) * inverse * weight
+
+@njit(**ELEMENT)
+def _is_small(x):
+    return x < np.float32(N_SMALL) and np.float32(np.int32(x)) == x
 
 
 @njit(**LOOP)
-def nb_observed(
-    x_row, columns, unit, scale, log_unit, shift, theta, inverse, tables, slopes, offset, nb, val, g, th
-):  # fmt: skip
-    """Negative binomial at non-zero counts. `nb` is the dense value; `val` may be the same array.
+def nb_row(dense, unit, scale, log_unit, shift, theta, inverse, weight, g, th):
+    """Negative binomial; returns the sums of values and of `g`.
 
-    Gene j has the column ``offset + j`` of the tables; counts beyond the tables' rows take sums of their own.
+    `th` is added to, times `weight`. `dense` holds the counts and is set to zero.
     """
+    value, total_g = _ZERO, _ZERO
+    for j in range(unit.shape[0]):
+        x = dense[j]
+        val, g_j, th_j = _nb_entry(x, unit[j] * scale, log_unit[j] + shift, theta[j], inverse[j])
+        here = x >= _ZERO
+        g_j = g_j if here else _ZERO
+        value += val if here else _ZERO
+        total_g += g_j
+        g[j] = g_j
+        th[j] += (th_j if here else _ZERO) * weight
+        dense[j] = _ZERO
+    return value, total_g
+
+
+@njit(**ROW)
+def zinb_row(dense, unit, scale, log_unit, shift, theta, inverse, dropout, weight, g, th, pi, val, own):
+    """Zero-inflated negative binomial, as `nb_row`; `pi` is filled, times `weight`. `val` and `own` are buffers."""
+    for j in range(unit.shape[0]):  # in two loops, since one for all runs out of registers
+        val[j], g[j], own[j] = _nb_entry(dense[j], unit[j] * scale, log_unit[j] + shift, theta[j], inverse[j])
+    for j in range(unit.shape[0]):
+        x = dense[j]
+        cost, share, pi_j = _inflated(x, val[j], wide(dropout[j]))
+        here = x >= _ZERO
+        val[j] = cost if here else _ZERO
+        g[j] = g[j] * share if here else _ZERO
+        th[j] += (own[j] * share if here else _ZERO) * weight
+        pi[j] = pi_j * weight
+        dense[j] = _ZERO
+    return row_sum(val), row_sum(g)
+
+
+@njit(**ELEMENT)
+def _inflated(x, nb, logit):
+    """Value with zero inflation, share of the negative binomial in its gradients, and gradient of the logit."""
+    t = exp(-abs(logit))
+    larger = _ONE / (_ONE + t)
+    extra = larger if logit > _ZERO else t * larger
+    kept = t * larger if logit > _ZERO else larger
+    zero = exp(-nb)
+    z = extra + kept * zero
+    inverse = _ONE / z
+    observed = x != _ZERO
+    log_z = log(_ONE + t if observed else z)
+    value = nb + (logit if logit > _ZERO else _ZERO) + log_z if observed else -log_z
+    share = _ONE if observed else kept * zero * inverse
+    pi = extra if observed else -extra * kept * (_ONE - zero) * inverse
+    return value, share, pi
+
+
+@njit(error_model="numpy", nogil=True, cache=True)
+def add_rising(x_row, columns, theta, tables, slopes, offset, weight, th):
+    """Add what gamma functions contribute to `th`, times `weight`, at small counts; return what to take off the value.
+
+    Gene j has the column ``offset + j`` of the tables; without tables, each count takes sums of its own.
+    """
+    total = _ZERO
     for k in range(x_row.shape[0]):
         x = x_row[k]
-        if x <= _ZERO:
+        if not _is_small(x) or x <= _ZERO:
             continue
-        j = columns[k]
-        count = int(x)
-        if x < N_SMALL and count == x:
-            if count < tables.shape[0]:
-                rising, slope = tables[count, offset + j], slopes[count, offset + j]
-            else:
-                exact = rising_small(count, np.float64(theta[j]))
-                rising, slope = np.float32(exact[0]), np.float32(exact[1])
-            mean = unit[j] * scale
-            u = mean * inverse[j]
-            r = _ONE / (_ONE + u)
-            q = nb[j] * inverse[j]
-            val[j] = nb[j] + x * (q - (log_unit[j] + shift)) - rising
-            g[j] = r * (mean - x)
-            th[j] = theta[j] * _curvature(u, q, r) + (slope - x * u * r)
+        count, j = np.uint64(np.int32(x)), np.uint64(columns[k])
+        if tables.shape[0]:
+            total += tables[count, np.uint64(offset) + j]
+            th[j] += slopes[count, np.uint64(offset) + j] * weight
         else:
-            val[j], g[j], th[j] = _nb_large(
-                np.float64(x), np.float64(log_unit[j]) + np.float64(shift), np.float64(theta[j])
-            )
+            rising, slope = rising_small(count, np.float64(theta[j]))
+            total += np.float32(rising)
+            th[j] += np.float32(slope) * weight
+    return total
+
+
+@njit(error_model="numpy", nogil=True, cache=True)
+def add_large(x_row, columns, log_unit, shift, theta, weight, g, th):
+    """Negative binomial at the counts that are left out elsewhere; returns the sums of values and of `g`."""
+    value, total_g = 0.0, 0.0
+    for k in range(x_row.shape[0]):
+        if not _is_small(x_row[k]):
+            j = columns[k]
+            log_mean = np.float64(log_unit[j]) + np.float64(shift)
+            val, g_j, th_j = _nb_large(np.float64(x_row[k]), log_mean, np.float64(theta[j]))
+            value += val
+            total_g += g_j
+            g[j] = g_j
+            th[j] += np.float32(th_j) * weight
+    return np.float32(value), np.float32(total_g)
 
 
 @njit(error_model="numpy", nogil=True, cache=True)
@@ -190,32 +260,21 @@ def _nb_large(x, log_mean, theta):
     q = math.log1p(u)
     value = theta * q + x * (q - log_mean) - rising
     th = theta * (q - u * r) + slope - x * u * r
-    return np.float32(value), np.float32(r * (theta * u - x)), np.float32(th)
+    return value, r * (theta * u - x), th
 
 
-@njit(**ROW)
-def inflate_observed(x_row, columns, dropout, weight, val, pi, cost, chance):
-    """Add what zero inflation costs a non-zero count: -log(1 - p).
-
-    The logits are gathered into a buffer first: exp and log vectorise there, at a third of the time.
-    """
-    n = 0
+@njit(error_model="numpy", nogil=True, cache=True)
+def inflate_large(x_row, columns, dropout, weight, pi):
+    """Fill `pi` at the counts that `zinb_row` left out, and return what zero inflation costs them: -log(1 - p)."""
+    cost = 0.0
     for k in range(x_row.shape[0]):
-        chance[n] = dropout[columns[k]]
-        n += x_row[k] > _ZERO
-    for k in range(n):
-        logit = chance[k]
-        a = exp(-abs(logit))
-        above = _ONE + a
-        inverse = _ONE / above
-        cost[k] = (logit if logit > _ZERO else _ZERO) + (log(above) + (a - (above - _ONE)) * inverse)
-        chance[k] = (_ONE if logit > _ZERO else a) * inverse * weight
-    n = 0
-    for k in range(x_row.shape[0]):
-        if x_row[k] > _ZERO:
-            val[columns[k]] += cost[n]
-            pi[columns[k]] = chance[n]
-            n += 1
+        if not _is_small(x_row[k]):
+            logit = wide(dropout[columns[k]])
+            t = math.exp(-abs(logit))
+            cost += max(logit, 0.0) + math.log1p(t)
+            chance = (1.0 if logit > 0.0 else t) / (1.0 + t)
+            pi[columns[k]] = np.float32(chance) * weight
+    return np.float32(cost)
 
 
 @njit(**ROW)

@@ -9,6 +9,7 @@ from __future__ import annotations
 import math
 
 import numpy as np
+import torch
 from numba import njit
 
 from tenfold.kernels.vectormath import LOOP
@@ -16,11 +17,20 @@ from tenfold.kernels.vectormath import LOOP
 _ZERO, _HALF, _ONE = np.float32(0.0), np.float32(0.5), np.float32(1.0)
 
 
-@njit(**LOOP)
-def normed_forward(a, gamma, beta, mask, scale, eps, momentum, running_mean, running_variance, standard, inverse, h):
-    """Fill ``h = mask * scale * relu(gamma * standard + beta)``, `standard` being `a` normalised over its rows.
+def random_words(n: int, width: int) -> np.ndarray:
+    """Draw uniform 16-bit numbers from PyTorch's generator, shape (n, width), uint16."""
+    drawn = torch.empty(-(-n * width // 4), dtype=torch.int64).random_(-(2**63), None)
+    return drawn.numpy().view(np.uint16)[: n * width].reshape(n, width)
 
-    `mask` of no rows stands for no dropout. `inverse` takes one over the standard deviation; running moments move on.
+
+@njit(**LOOP)
+def normed_forward(
+    a, gamma, beta, words, dropout, eps, momentum, running_mean, running_variance, standard, inverse, h
+):  # fmt: skip
+    """Fill `h` with ``relu(gamma * standard + beta)``, `standard` being `a` normalised over its rows.
+
+    Of `words`, random 16-bit numbers, those below the share `dropout` silence units; the others are scaled up. `words`
+    of no rows stand for no dropout. `inverse` takes one over the standard deviation; running moments move on.
     """
     n, width = a.shape
     mean = np.zeros(width, np.float32)
@@ -40,20 +50,23 @@ def normed_forward(a, gamma, beta, mask, scale, eps, momentum, running_mean, run
         running_mean[j] += momentum * (mean[j] - running_mean[j])
         running_variance[j] += momentum * (variance[j] * unbiased - running_variance[j])
         inverse[j] = _ONE / np.sqrt(variance[j] * share + eps)
-    dropping = mask.shape[0] > 0
+    scale, least = np.float32(1.0 / (1.0 - dropout)), np.int32(round(dropout * 65536.0))
     for i in range(n):
         for j in range(width):
             standard[i, j] = (a[i, j] - mean[j]) * inverse[j]
             y = gamma[j] * standard[i, j] + beta[j]
             h[i, j] = y if y > _ZERO else _ZERO
-        if dropping:
+        if words.shape[0]:
             for j in range(width):
-                h[i, j] *= mask[i, j] * scale
+                h[i, j] = h[i, j] * scale if np.int32(words[i, j]) >= least else _ZERO
 
 
 @njit(**LOOP)
 def normed_backward(upstream, h, standard, inverse, gamma, scale, grad_gamma, grad_beta, grad_a):
-    """Turn the gradient of `h` into those of `gamma`, `beta` and the input of `normed_forward`."""
+    """Turn the gradient of `h` into those of `gamma`, `beta` and the input of `normed_forward`.
+
+    `scale` is what dropout multiplies the units that it leaves by.
+    """
     n, width = h.shape
     for j in range(width):
         grad_gamma[j] = _ZERO

@@ -1,6 +1,6 @@
 """Sparse rows times a dense matrix: the first layer of a network on counts."""
 
-# mypy: disable-error-code="no-untyped-def"
+# mypy: disable-error-code="no-untyped-def, call-arg, var-annotated"
 from __future__ import annotations
 
 import numpy as np
@@ -14,9 +14,9 @@ from tenfold.kernels.rows import SparseRows
 from tenfold.kernels.threads import in_threads
 from tenfold.kernels.vectormath import LOOP
 
-# Largest shares of non-zeros at which the sparse product is taken rather than a dense one. Break-even in float32, at 128
-# and 512 rows, 2,000 columns and 128 outputs: 0.50 and 0.40 on an AMD EPYC without AMX; on an Intel processor with AMX,
-# 0.20 and 0.15 before sums were held in registers. There, oneDNN's bf16 products are two to three times as fast.
+# Largest shares of non-zeros at which the sparse product is taken rather than a dense one. Break-even in float32, at
+# 128 and 512 rows, 2,000 columns and 128 outputs: 0.50 and 0.40 on an AMD EPYC without AMX; on an Intel processor with
+# AMX, 0.20 and 0.15 before sums were held in registers. There, oneDNN's bf16 products are two to three times as fast.
 _SPARSE_FORWARD = {"float32": 0.35, "bf16": 0.10}
 _SPARSE_GRADIENT = {"float32": 0.28, "bf16": 0.04}
 

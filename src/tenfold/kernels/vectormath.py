@@ -63,6 +63,34 @@ def _float(typing_context, value):
     return types.float32(types.int32), generate
 
 
+@intrinsic
+def wide(typing_context, x):
+    """Return a float32, or the float32 of a bfloat16 whose bits are a uint16."""
+
+    def generate(context, builder, signature, args):
+        if signature.args[0] == types.float32:
+            return args[0]
+        bits = builder.zext(args[0], ir.IntType(32))
+        return builder.bitcast(builder.shl(bits, ir.Constant(bits.type, 16)), ir.FloatType())
+
+    return types.float32(x), generate
+
+
+@intrinsic
+def narrow(typing_context, x, like):
+    """Return a float32 as it is, or as the bits of the nearest bfloat16, after the type of `like`."""
+
+    def generate(context, builder, signature, args):
+        if signature.args[1] == types.float32:
+            return args[0]
+        bits = builder.bitcast(args[0], ir.IntType(32))
+        odd = builder.and_(builder.lshr(bits, ir.Constant(bits.type, 16)), ir.Constant(bits.type, 1))
+        half = builder.add(odd, ir.Constant(bits.type, 0x7FFF))
+        return builder.trunc(builder.lshr(builder.add(bits, half), ir.Constant(bits.type, 16)), ir.IntType(16))
+
+    return like(types.float32, like), generate
+
+
 @njit(**ELEMENT)
 def exp(x):
     """e**x of a float32, x held to [-87.3, 88]."""
