@@ -74,6 +74,8 @@ class ComparedTask(ABC):
     name: ClassVar[str]
     #: The method that does as little as possible; in every comparison.
     baseline: ClassVar[str]
+    #: Further methods that are in every comparison.
+    companions: ClassVar[tuple[str, ...]] = ()
     #: Methods that ``methods="recommended"`` stands for.
     recommended: ClassVar[tuple[str, ...]]
     #: Roles that a comparison needs, and those it can use.
