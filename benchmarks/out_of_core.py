@@ -10,7 +10,6 @@ kept. Files take about 1.7 GB a million cells, in the folder for temporary files
 from __future__ import annotations
 
 import json
-import os
 import sys
 import tempfile
 from itertools import pairwise
@@ -19,7 +18,7 @@ from typing import Any
 
 ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT / "evidence"))
-from large_store import N_GENES, write_cells  # noqa: E402
+from large_store import N_GENES, forget, write_cells  # noqa: E402
 from recording import record, run_apart  # noqa: E402
 
 SIZES = (10_000, 100_000, 1_000_000)
@@ -55,13 +54,6 @@ loss = m.history.set_index("term").loc["nll"]
 result = {"train_cpu": clock["cpu"], "train_wall": clock["wall"], "loss": loss["train"],
           "validation": loss["validation"]}
 """
-
-
-def forget(path: Path) -> None:
-    """Have the system forget what it holds of a file, so that it is read from the disk."""
-    with path.open("rb") as file:
-        os.fsync(file.fileno())
-        os.posix_fadvise(file.fileno(), 0, 0, os.POSIX_FADV_DONTNEED)
 
 
 def measure(n_cells: int) -> list[dict[str, Any]]:

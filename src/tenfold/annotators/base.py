@@ -26,6 +26,8 @@ if TYPE_CHECKING:
 
 #: Cells whose counts tell data from others with the same names of cells ("cell_1", ...).
 LOOKED_AT = 100
+#: Roles that cells to label have under the same names as the fitted ones.
+_OF_ANY_CELLS = ("layer", "clusters")
 #: Counts per cell that expression is scaled to before the logarithm.
 DEPTH = 1e4
 
@@ -155,8 +157,12 @@ class AnnotatorMethod(Method, Confident):
         self._check_fitted()
         if adata is None:
             return pd.DataFrame(self.found_, columns=self.labels_), self.told_
-        found, told = self._tell(Inputs(adata, {"layer": self.roles_["layer"]} if "layer" in self.roles_ else {}))
+        found, told = self._tell(self._inputs(adata))
         return pd.DataFrame(found, index=adata.obs_names, columns=self.labels_), told
+
+    def _inputs(self, adata: AnnData) -> Inputs:
+        """Return checked inputs of cells to label, with the roles that these have like the fitted ones."""
+        return Inputs(adata, {role: self.roles_[role] for role in _OF_ANY_CELLS if role in self.roles_})
 
     def _knows(self, adata: AnnData) -> bool:
         return super()._knows(adata) and np.array_equal(self.depths_, self._depths(adata, self.roles_.get("layer")))
@@ -176,12 +182,17 @@ class AnnotatorMethod(Method, Confident):
 
     def _label(self, data: Inputs) -> tuple[np.ndarray, np.ndarray]:
         calibration = Calibration(**self.calibration_)
+        parts = [self._judge(x, missing) for x, missing in self._cells(data)]
+        scores, sure = (np.concatenate(part) for part in zip(*parts, strict=True))
+        return calibration.tempered(scores), sure
+
+    def _cells(self, data: Inputs) -> Iterator[tuple[sparse.csr_matrix, np.ndarray]]:
+        """Iterate over chunks of cells to label, each with the mask of genes that the data lack."""
         match = match_genes(data.adata.var_names, self.genes_)
         missing = np.ones(len(self.genes_), dtype=bool)
         missing[match.places] = False
-        parts = [self._judge(x, missing) for x in self._chunks(data, match)]
-        scores, sure = (np.concatenate(part) for part in zip(*parts, strict=True))
-        return calibration.tempered(scores), sure
+        for x in self._chunks(data, match):
+            yield x, missing
 
     def _chunks(self, data: Inputs, match: GeneMatch, show: bool = True) -> Iterator[sparse.csr_matrix]:
         """Iterate over the cells as the method reads them: chunks of (n_cells, n_genes), missing genes empty."""
