@@ -16,8 +16,8 @@ if TYPE_CHECKING:
     from tenfold.engine import Batch, Progress
     from tenfold.nn.expression_vae import ExpressionVAE
 
-#: Minibatches that the original trains for at most.
-_MOST_STEPS = 30_000
+#: Minibatches to train for at most; the original has 30,000.
+_MOST_STEPS = 20_000
 
 
 class SCALEX(ExpressionMethod):
@@ -35,7 +35,7 @@ class SCALEX(ExpressionMethod):
     standardise the units of the encoder within a batch, which mixes batches whatever is in them. Cross-entropy of log
     values is not a likelihood: losses of different data are not to be compared.
 
-    **Cost**: linear in cells × genes × epochs; at most 30,000 minibatches by default, whatever the number of cells.
+    **Cost**: linear in cells × genes × epochs; at most 20,000 minibatches by default, whatever the number of cells.
 
     **Writes** ``obsm["X_scalex"]`` and ``layers["scalex"]`` (decoded log-expression, averaged over batches; NaN for
     genes that are not modelled).
@@ -56,7 +56,7 @@ class SCALEX(ExpressionMethod):
     n_top_genes
         Variable genes to model, chosen batch by batch; ``None`` takes all.
     epochs
-        ``None``: as many as 30,000 minibatches make, at most 400.
+        ``None``: as many as 20,000 minibatches make, at most 400 (30,000 in the original).
     early_stopping, patience
         Stop when the training loss (the validation loss, where cells are held out) has not fallen for so many epochs.
     batch_size, learning_rate, weight_decay

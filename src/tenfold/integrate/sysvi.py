@@ -52,7 +52,7 @@ class SysVI(ExpressionMethod):
     n_top_genes
         Variable genes to model, chosen batch by batch; ``None`` takes all.
     epochs
-        ``None``: 200, fewer above 5,000 cells (5,000 / n_cells × 200).
+        ``None``: 200, fewer above 4,000 cells (4,000 / n_cells × 200).
     batch_size, learning_rate, weight_decay
         Of the optimiser, Adam.
     train_fraction
@@ -142,7 +142,7 @@ class SysVI(ExpressionMethod):
 
         cells = self._take(data)
         self.pseudo_ = self._drawn(cells)
-        epochs = self.epochs or max(1, min(200, round(5_000 / data.n_cells * 200)))
+        epochs = self.epochs or max(1, min(200, round(4_000 / data.n_cells * 200)))
         self._train(data, cells, [
             Phase("train", epochs, loss=self._loss, optimizer=self._optimizer, validate_every=max(1, epochs // 20)),
         ])  # fmt: skip
