@@ -35,7 +35,14 @@ _ASSESSMENT = {
     "integrate": ("pass", "Yes: there is a batch effect to correct"),
     "not advised": ("info", "No: integration is not advised"),
     "confounded": ("fail", "Careful: batch and biology are confounded"),
+    "can be judged on new batches": ("pass", "Yes: on batches that were left out"),
+    "optimistic numbers only": ("warn", "No: without batches, all numbers are optimistic"),
     "not run": ("not run", "Not assessed"),
+}
+#: What the assessment answers.
+_ASKED = {
+    "integrate": "Should I integrate at all?",
+    "annotate": "Can these data say what to expect of new samples?",
 }
 
 
@@ -116,6 +123,7 @@ def _context(comparison: stored.Comparison) -> dict[str, Any]:
         "levels": {kind: stored.mapping(meta.get(kind)) for kind in ("batch", "labels")},
         "recommendation": stored.mapping(meta.get("recommendation")),
         "assessment": assessment,
+        "asked": _ASKED.get(comparison.task, "Is it needed at all?"),
         "assessed": _ASSESSMENT.get(verdict, ("info", verdict)),
         "columns": columns,
         "groups": [

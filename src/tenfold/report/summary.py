@@ -13,19 +13,27 @@ from tenfold.report.stored import Comparison, Run, Score, listing, mapping, numb
 
 GROUPS = {
     "headline": "Headline",
+    "transfer": "Batches left out",
+    "novel": "Types left out",
+    "confidence": "Confidence",
     "bio": "Biology kept",
     "batch": "Batches mixed",
     "control": "Controls",
     "other": "Other",
+    "optimistic": "Within batches (optimistic)",
     "literature": "As in other papers",
     "resources": "Cost",
 }
 #: What each group of columns asks, in words that need no glossary.
 QUESTIONS = {
     "headline": "Look here first.",
+    "transfer": "Are cells of a new batch labelled rightly, by a method fitted on the others?",
+    "novel": "Are cells of a type that the reference lacks told from known ones?",
+    "confidence": "Does the method know when it is wrong?",
     "bio": "Do cells of one type stay together, and apart from other types?",
     "batch": "Do cells of one type lie together whatever batch they come from?",
     "control": "What happens where the right answer is known?",
+    "optimistic": "Optimistic: cells of one sample are fitted and judged. Never quote these for new samples.",
     "literature": "Scores that published benchmarks report. They are shown for comparison and count for nothing here.",
     "resources": "What does one run cost?",
 }
