@@ -11,8 +11,10 @@ from scipy.optimize import brentq
 from scipy.spatial.distance import cdist
 
 import tenfold as tf
+from tenfold.data.inputs import Inputs
 from tenfold.errors import DataError, ParameterError
 from tenfold.integrate.bbknn import BBKNN, long_edges, merge, trimmed
+from tenfold.kernels.knn import knn
 
 RNG = np.random.default_rng
 
@@ -155,3 +157,38 @@ def test_from_counts_written_where_scanpy_looks(tmp_path) -> None:
     assert adata.uns["bbknn"]["connectivities_key"] == "bbknn_connectivities"
     again = tf.load(method.save(tmp_path / "bbknn"))
     assert (again.graph()[1] != adata.obsp["bbknn_connectivities"]).nnz == 0
+
+
+def test_ridge_regression_is_that_of_dense_matrices() -> None:
+    """Standardise, regress on indicators of all levels without intercept, subtract the batches' part; PCA."""
+    from sklearn.linear_model import Ridge
+
+    adata = tf.data.simulate(300, 60, n_types=3, n_batches=2, batch_strength=0.4, seed=0)
+    method = BBKNN(ridge=2.0, n_components=6)
+    inputs = Inputs(adata, {"batch": "batch", "categorical_covariates": "cell_type"})
+    points = method._points(inputs, inputs.batch)
+    x = inputs.lognorm.toarray().astype(np.float64)
+    x = (x - x.mean(axis=0)) / x.std(axis=0, ddof=1)
+    batch, design = (pd.get_dummies(adata.obs[keys]).astype(float) for keys in (["batch"], ["batch", "cell_type"]))
+    effects = Ridge(alpha=2.0, fit_intercept=False).fit(design, x).coef_[:, :2]
+    rest = x - batch.to_numpy() @ effects.T
+    u, s, _ = np.linalg.svd(rest - rest.mean(axis=0), full_matrices=False)
+    expected = u[:, :6] * s[:6]
+    np.testing.assert_allclose(points, expected * np.sign((expected * points).sum(axis=0)), atol=2e-3)
+
+
+def test_ridge_regression_mixes_batches_and_refuses_what_it_cannot_use() -> None:
+    adata = tf.data.simulate(300, 60, n_types=3, n_batches=2, batch_strength=0.4, seed=0)
+    inputs = Inputs(adata, {"batch": "batch", "categorical_covariates": "cell_type"})
+    batch = inputs.batch.values
+    points = BBKNN(ridge=1.0, n_components=10)._points(inputs, inputs.batch)
+    plain = Inputs(adata, {"batch": "batch"})
+    before = BBKNN(n_components=10)._points(plain, plain.batch)
+    mixed = [(batch[knn(each, k=16)[0][:, 1:]] != batch[:, None]).mean() for each in (before, points)]
+    assert mixed[1] > 0.45 and mixed[1] > mixed[0] + 0.1
+    BBKNN(ridge=1.0, n_components=10).fit(adata, batch="batch")
+    with pytest.raises(ParameterError, match="ridge is None"):
+        BBKNN().fit(adata, batch="batch", categorical_covariates="cell_type")
+    adata.obsm["X_start"] = np.random.default_rng(0).normal(size=(300, 5)).astype(np.float32)
+    with pytest.raises(ParameterError, match="Use one of them"):
+        BBKNN(ridge=1.0).fit(adata, batch="batch", use_rep="X_start")

@@ -72,6 +72,44 @@ def fit_genes(sums: Moments, reference: int | None) -> GeneModel:
     return GeneModel(mean, effects, variance, (batch_means - mean) / np.sqrt(unit), scales)
 
 
+def ridge_batches(
+    matrix: sparse.csr_matrix, batch: np.ndarray, kept: list[np.ndarray], strength: float
+) -> tuple[np.ndarray, np.ndarray]:
+    """Regress standardised genes on indicators of batches and of what is to be kept, and subtract the batches' part.
+
+    All levels have an indicator and there is no intercept: the penalty tells them apart.
+
+    Parameters
+    ----------
+    matrix
+        Cells × genes, CSR.
+    batch
+        Codes, (n_cells,).
+    kept
+        Codes of the covariates whose effects stay, (n_cells,) each.
+    strength
+        Of the penalty, a number of cells.
+
+    Returns
+    -------
+    Slope and shift by batch, (n_batches, n_genes), float64: slope × y + shift is what is left of standardised genes.
+    """
+    n_cells = len(batch)
+    sizes = [int(codes.max()) + 1 for codes in (batch, *kept)]
+    columns = np.stack([batch, *kept], axis=1) + np.cumsum([0, *sizes[:-1]])
+    pointers = np.arange(0, columns.size + 1, columns.shape[1])
+    design = sparse.csr_matrix((np.ones(columns.size), columns.ravel(), pointers), shape=(n_cells, sum(sizes)))
+    values = matrix.astype(np.float64)
+    mean = np.asarray(values.mean(axis=0)).ravel()
+    variance = np.asarray(values.power(2).sum(axis=0)).ravel() - n_cells * mean**2
+    deviation = np.sqrt(np.maximum(variance, 0) / max(n_cells - 1, 1))
+    unit = np.divide(1, deviation, out=np.zeros_like(deviation), where=deviation > 1e-12)
+    right = ((design.T @ values).toarray() - np.outer(np.asarray(design.sum(axis=0)).ravel(), mean)) * unit
+    gram = (design.T @ design).toarray() + strength * np.eye(sum(sizes))
+    effects = linalg.solve(gram, right, assume_a="pos")[: sizes[0]]
+    return np.tile(unit, (sizes[0], 1)), -mean * unit - effects
+
+
 def affine_components(
     matrix: sparse.csr_matrix, batch: np.ndarray, covariates: np.ndarray, slope: np.ndarray, shift: np.ndarray,
     n_components: int,

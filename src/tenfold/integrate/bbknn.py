@@ -9,6 +9,7 @@ import numpy as np
 from scipy import sparse
 
 from tenfold.data.inputs import Inputs
+from tenfold.data.linear import affine_components, ridge_batches
 from tenfold.errors import DataError, ParameterError
 from tenfold.kernels.fuzzy import fuzzy_graph
 from tenfold.kernels.knn import knn
@@ -52,6 +53,10 @@ class BBKNN(Method, Grapher):
         How the two directions of an edge combine: 1 for their fuzzy union, 0 for the intersection.
     local_connectivity
         Number of nearest neighbours that are connected in full.
+    ridge
+        Strength of a ridge regression of the standardised genes on batches and ``categorical_covariates``, 1 in the
+        publication; the part of the batches is subtracted before the PCA, that of the covariates stays. ``None`` for
+        no regression.
     n_components, n_top_genes
         Of the PCA to start from; with ``use_rep``, the first `n_components` columns are used.
     seed
@@ -72,6 +77,8 @@ class BBKNN(Method, Grapher):
     ------
     DataError
         A batch has fewer cells than `neighbors_within_batch`.
+    ParameterError
+        ``categorical_covariates`` without `ridge`, or ``use_rep`` with it.
 
     Warns
     -----
@@ -89,7 +96,7 @@ class BBKNN(Method, Grapher):
     References
     ----------
     Polański et al. (2020), doi 10.1093/bioinformatics/btz625; McInnes, Healy, Melville (2018),
-    doi 10.48550/arXiv.1802.03426 (weights).
+    doi 10.48550/arXiv.1802.03426 (weights); Park et al. (2020), doi 10.1126/science.aay3224 (ridge regression).
     """
 
     info = MethodInfo(
@@ -99,7 +106,7 @@ class BBKNN(Method, Grapher):
         year=2020,
         doi="10.1093/bioinformatics/btz625",
         needs=("batch",),
-        accepts=("use_rep",),
+        accepts=("use_rep", "categorical_covariates"),
         gives=("graph",),
         stochastic=False,
         readiness="usable",
@@ -111,6 +118,7 @@ class BBKNN(Method, Grapher):
     metric: Literal["euclidean", "cosine"] = "euclidean"
     set_op_mix_ratio: float = param(1.0, low=0.0, high=1.0)
     local_connectivity: float = param(1.0, low=1.0)
+    ridge: float | None = param(None, low=0.0)
     n_components: int = param(50, low=2)
     n_top_genes: int | None = param(2000, low=10)
     seed: int = 0
@@ -118,7 +126,7 @@ class BBKNN(Method, Grapher):
     def _fit(self, data: Inputs) -> None:
         assert data.batch is not None  # needs=("batch",)
         self._check_sizes(data.batch)
-        points = data.embedding(self.n_components, self.n_top_genes, self.seed)[:, : self.n_components]
+        points = self._points(data, data.batch)
         indices, distances = self._search(points, data.batch.values)
         self.long_edges_ = long_edges(np.sqrt(distances) if self.metric == "cosine" else distances, data.batch.values)
         _warn_of_long_edges(self.long_edges_, data.batch.names)
@@ -129,6 +137,23 @@ class BBKNN(Method, Grapher):
         self.distances_ = sparse.csr_matrix((distances[:, 1:].ravel(), indices[:, 1:].ravel(), starts), shape=shape)
         graph = fuzzy_graph(indices, distances, self.local_connectivity, self.set_op_mix_ratio)
         self.connectivities_ = trimmed(graph, 10 * k if self.trim is None else self.trim)
+
+    def _points(self, data: Inputs, batch: Codes) -> np.ndarray:
+        """Return the coordinates to search in; with `ridge` those of what a regression leaves of the genes."""
+        covariates = data.categorical("categorical_covariates")
+        if self.ridge is None:
+            if covariates:
+                raise ParameterError(
+                    "BBKNN keeps categorical_covariates in a ridge regression only, and ridge is None. Set ridge=1.0, "
+                    "or leave categorical_covariates= out."
+                )
+            return data.embedding(self.n_components, self.n_top_genes, self.seed)[:, : self.n_components]
+        if "use_rep" in data.roles:
+            raise ParameterError("BBKNN: ridge regresses genes, and use_rep starts from an embedding. Use one of them.")
+        genes = data.lognorm[:, data.variable_genes(self.n_top_genes)]
+        slope, shift = ridge_batches(genes, batch.values, [codes.values for codes in covariates], self.ridge)
+        alone = np.zeros((data.n_cells, 0))
+        return affine_components(genes, batch.values, alone, slope, shift[:, None], self.n_components)[0]
 
     def _check_sizes(self, batch: Codes) -> None:
         sizes = np.bincount(batch.values)
