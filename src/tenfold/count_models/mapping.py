@@ -192,8 +192,9 @@ class ReferenceMapper(CountModelMethod):
 
         Returns
         -------
-        DataFrame, one row a query cell: ``label``, ``uncertainty`` (0 to 1: how much neighbours disagree, or how far
-        they are; see `tenfold.data.transfer.transfer_labels`), ``unknown``.
+        DataFrame, one row a query cell: ``label``; ``uncertainty``, 0 to 1: how much neighbours disagree, or how far
+        they are; ``disagreement`` alone, the published rule (see `tenfold.data.transfer.transfer_labels`); and
+        ``unknown``: the uncertainty is above the threshold.
 
         Raises
         ------
