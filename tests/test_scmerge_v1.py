@@ -77,7 +77,7 @@ def test_evenly_expressed_genes_are_the_stable_ones():
     log[:, :45] *= rng.random((400, 45)) < 0.6
     log[:, 89] *= rng.random(400) < 0.1
     for labels in (None, types):
-        index = stable_genes(sparse.csr_matrix(log), labels).index
+        index = stable_genes(sparse.csr_matrix(log), labels).score
         assert np.isnan(index[89]) and np.quantile(index[45:89], 0.05) > np.quantile(index[:45], 0.95)
         assert 0 < np.nanmin(index) < np.nanmax(index) < 1
 

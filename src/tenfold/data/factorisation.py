@@ -72,8 +72,8 @@ def integrative_nmf(
         grams, products = _sums(matrices, cells)
         for b, (gram, product) in enumerate(zip(grams, products, strict=True)):
             own[b] = nnls_rows((1 + penalty) * gram, (product - gram @ shared).T, own[b].T).T
-        rest = sum(product - gram @ v for gram, product, v in zip(grams, products, own, strict=True))
-        shared = nnls_rows(sum(grams), rest.T, shared.T).T
+        rest = np.sum([product - gram @ v for gram, product, v in zip(grams, products, own, strict=True)], axis=0)
+        shared = nnls_rows(np.sum(grams, axis=0), rest.T, shared.T).T
         trace.append(_objective(squares, grams, products, shared, own, penalty))
         if trace[-2] - trace[-1] <= tolerance * 0.5 * (trace[-2] + trace[-1]):
             break

@@ -18,15 +18,15 @@ class StableGenes(NamedTuple):
 
     Attributes
     ----------
-    index
-        From 0 to 1; the highest are the most stable, (n_genes,).
+    score
+        The index, from 0 to 1; the highest are the most stable, (n_genes,).
     rho, sigma, mu
         Weight, standard deviation and mean of the normal part of the non-zero values, (n_genes,).
     zero
         Share of zeros, times mu scaled to 0 to 1 over genes, (n_genes,).
     """
 
-    index: np.ndarray
+    score: np.ndarray
     rho: np.ndarray
     sigma: np.ndarray
     mu: np.ndarray
@@ -79,9 +79,9 @@ def stable_genes(
     features = [rho, -sigma, -zero]
     if labels is not None and len(np.unique(labels)) > 1:
         features.append(-_f_statistic(columns[:, fitted], labels))
-    index = np.mean([stats.rankdata(feature) / (len(found) + 1) for feature in features], axis=0)
+    score = np.mean([stats.rankdata(feature) / (len(found) + 1) for feature in features], axis=0)
     result = StableGenes(*(np.full(n_genes, np.nan) for _ in range(5)))
-    for target, values in zip(result, (index, rho, sigma, mu, zero), strict=True):
+    for target, values in zip(result, (score, rho, sigma, mu, zero), strict=True):
         target[found] = values
     return result
 

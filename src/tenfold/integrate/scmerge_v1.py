@@ -41,7 +41,8 @@ class ScMergeV1(FactorRemoval):
 
     **Do not use it** on a batch effect that may not be there: the given number of factors is removed in any case
     (``scmerge`` can let permutations decide). Cells of one kind differ by noise as well, so many of 20 factors are
-    noise or biology within a type. Types that only one batch holds can be each other's nearest, are then taken for
+    noise or biology within a type: of samples split at random, only 38 % and 44 % of the nearest neighbours stayed
+    (recorded in the evidence; the second version's 20 factors kept 49 % and 52 %). Types that only one batch holds can be each other's nearest, are then taken for
     replicates, and merge: read `matches_`. With `labels`, the result has seen them. Not for tests of differential
     expression; corrected zeros are not zero.
 
@@ -192,7 +193,7 @@ class ScMergeV1(FactorRemoval):
         if self.control_genes is not None:
             return check.named_columns(self.control_genes, data.gene_names)
         labels = None if data.labels is None else data.labels.values
-        index = stable_genes(data.lognorm, labels, _MOST_CELLS["stable genes"], self.seed).index
+        index = stable_genes(data.lognorm, labels, _MOST_CELLS["stable genes"], self.seed).score
         known = np.flatnonzero(np.isfinite(index))
         if len(known) < _FEWEST_GENES:
             warnings.warn(
