@@ -42,9 +42,9 @@ class ScMergeV1(FactorRemoval):
     **Do not use it** on a batch effect that may not be there: the given number of factors is removed in any case
     (``scmerge`` can let permutations decide). Cells of one kind differ by noise as well, so many of 20 factors are
     noise or biology within a type: of samples split at random, only 38 % and 44 % of the nearest neighbours stayed
-    (recorded in the evidence; the second version's 20 factors kept 49 % and 52 %). Types that only one batch holds can be each other's nearest, are then taken for
-    replicates, and merge: read `matches_`. With `labels`, the result has seen them. Not for tests of differential
-    expression; corrected zeros are not zero.
+    (recorded in the evidence; the second version's 20 factors kept 49 % and 52 %). Types that only one batch holds can
+    be each other's nearest, are then taken for replicates, and merge: read `matches_`. With `labels`, the result has
+    seen them. Not for tests of differential expression; corrected zeros are not zero.
 
     **Cost**: linear in cells. `write` stores a dense layer, 4 bytes × cells × genes: for large data take ``embed()`` or
     ``correct(genes=...)`` instead.
