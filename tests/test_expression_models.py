@@ -214,6 +214,17 @@ def test_training_from_disk(on_disk, cells):
     assert set(model.history["term"]) == {"loss", "nll", "kl"}
 
 
+@pytest.mark.parametrize("name", ["scalex", "sysvi", "scgen"])
+def test_products_in_bfloat16_give_about_the_same(name, cells):
+    labels = {"labels": "cell_type"} if name == "scgen" else {}
+    found = []
+    for precision in ("32-true", "bf16-mixed"):
+        model = tf.method("integrate", name, epochs=2, n_hidden=16, n_latent=3, n_top_genes=30, precision=precision)
+        model.fit(cells, batch="batch", progress=False, **labels)
+        found.append(model.history[model.history["term"] == "loss"]["train"].to_numpy())
+    np.testing.assert_allclose(found[0], found[1], rtol=0.02)
+
+
 def test_what_cannot_be_learnt_from_is_named(cells):
     with pytest.raises(DataError, match="4 cells are too few"):
         Plain().fit(cells[:4].copy(), progress=False)

@@ -56,7 +56,7 @@ class CycleVAE(ExpressionVAE):
         the space. `mean` is the expression decoded in each cell's own batch.
         """
         told = Covariates(self.other_batch(batch["levels"]), batch.get("continuous"))
-        again = self.encoder(mean if self.as_reference else self.decoder.scale(z, told), told).mean
+        again = self.encoder(mean if self.as_reference else self.decoder.scale(z, told), told).mean.float()
         deviation = torch.cat([posterior.mean, again]).std(0)
         return ((posterior.mean - again) / deviation).square().sum(1)
 

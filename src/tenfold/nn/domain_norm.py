@@ -37,8 +37,10 @@ class DomainNorm(nn.Module):
 
     def forward(self, h: Tensor, domain: Tensor) -> Tensor:
         """Standardise (n_cells, n_units) by the domain of each cell, shape (n_cells,), int64."""
+        h = h.float()  # statistics in bfloat16 would be too coarse
         if self.training:
-            h, scale = self._standardised(h, domain)
+            with torch.autocast(h.device.type, enabled=False):
+                h, scale = self._standardised(h, domain)
         else:
             h, scale = h - self.mean[domain], (self.variance + self.eps).rsqrt()
         return h * (scale * self.slope)[domain] + self.offset[domain]

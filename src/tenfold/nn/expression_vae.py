@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from tenfold.kernels.rows import SparseRows
-from tenfold.nn.autoencoder import Batch, ConditionalVAE
+from tenfold.nn.autoencoder import Batch, ConditionalVAE, Posterior
 from tenfold.nn.encoders import GaussianEncoder
 from tenfold.nn.priors import Gaussian
 
@@ -36,6 +36,11 @@ class ExpressionVAE(ConditionalVAE):
     def encoder_input(self, batch: Batch) -> SparseRows:
         """Return the expression that the encoder sees."""
         return batch["expression"]
+
+    def encode(self, batch: Batch) -> Posterior:
+        """Return the approximate posterior of each cell, in float32: in bfloat16 densities would be too coarse."""
+        mean, variance = super().encode(batch).z
+        return Posterior(Gaussian(mean.float(), variance.float()), None)
 
     def nll(self, batch: Batch, z: Tensor, log_size: Tensor | None = None) -> Tensor:
         """Return the reconstruction loss of each cell at a latent variable; `log_size` has no effect."""

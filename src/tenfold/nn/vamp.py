@@ -44,7 +44,7 @@ class VampPrior(nn.Module):
         encoder.eval()
         found = encoder(self.expression, Covariates(self.levels, self.continuous))
         encoder.train(training)
-        return found
+        return Gaussian(found.mean.float(), found.variance.float())
 
     def log_density(self, z: Tensor, encoder: GaussianEncoder) -> Tensor:
         """Return the log density of latent variables, shape (n_cells,)."""
