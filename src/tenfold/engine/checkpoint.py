@@ -26,6 +26,8 @@ from tenfold.errors import ParameterError
 #: Least time between two checkpoints, and the largest share of the time that writing them may take.
 SECONDS = 30.0
 SHARE = 0.02
+#: Seconds in which signals are one press of Ctrl-C: torchrun hands on what the terminal has sent to all already.
+ONE_PRESS = 1.0
 
 
 class Checkpoint:
@@ -106,17 +108,19 @@ def _checksum(value: Any) -> str:
 
 @contextmanager
 def noted_interruption(active: bool) -> Iterator[threading.Event]:
-    """Only note the first Ctrl-C in the block, so that the training can save; a second one acts at once.
+    """Only note the first Ctrl-C in the block, so that the training can save; one after `ONE_PRESS` acts at once.
 
     Yields an event that is set by Ctrl-C. Python allows handlers in the main thread only; elsewhere, where SIGINT is
     ignored, and where not `active`, nothing changes.
     """
-    requested, former = threading.Event(), signal.getsignal(signal.SIGINT)
+    requested, former, times = threading.Event(), signal.getsignal(signal.SIGINT), list[float]()
     active = active and threading.current_thread() is threading.main_thread() and callable(former)
 
     def note(number: int, frame: FrameType | None) -> None:
+        times.append(time.perf_counter())
         requested.set()
-        signal.signal(signal.SIGINT, former)
+        if times[-1] - times[0] > ONE_PRESS:
+            former(number, frame)  # type: ignore[operator]
 
     if active:
         signal.signal(signal.SIGINT, note)

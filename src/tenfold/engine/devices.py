@@ -17,9 +17,6 @@ from torch.nn import Module, Parameter
 
 from tenfold.errors import ParameterError, ResourceError, closest
 
-#: Multiply-adds of a minibatch (cells × weights) up to which training keeps to one thread of the processor: threads of
-#: products so short mostly wait for one another. A small scVI beside other work took 20 times the CPU time on two.
-FEW_PRODUCTS = 2e8
 PRECISIONS = ("32-true", "bf16-mixed")
 
 
@@ -80,15 +77,20 @@ def share_weights(fabric: Fabric, net: Module) -> None:
             torch.distributed.broadcast(value, src=0)
 
 
-def average_gradients(fabric: Fabric, parameters: list[Parameter], n_cells: int) -> None:
-    """Replace gradients by their mean over the cells of all processes, of which `n_cells` are this one's."""
-    if fabric.world_size > 1:
-        grads = [parameter.grad for parameter in parameters if parameter.grad is not None]
-        summed = torch.cat([*(grad.flatten() * n_cells for grad in grads), grads[0].new_tensor([n_cells])])
-        torch.distributed.all_reduce(summed)
-        parts = (summed[:-1] / summed[-1]).split([grad.numel() for grad in grads])
-        for grad, part in zip(grads, parts, strict=True):
-            grad.copy_(part.view_as(grad))
+def average_gradients(fabric: Fabric, parameters: list[Parameter], n_cells: int, stop: bool) -> bool:
+    """Replace gradients by their mean over the cells of all processes, of which `n_cells` are this one's.
+
+    Returns whether any process is asked to `stop`: so all hear of it at the same step.
+    """
+    if fabric.world_size == 1:
+        return stop
+    grads = [parameter.grad for parameter in parameters if parameter.grad is not None]
+    summed = torch.cat([*(grad.flatten() * n_cells for grad in grads), grads[0].new_tensor([n_cells, stop])])
+    torch.distributed.all_reduce(summed)
+    parts = (summed[:-2] / summed[-2]).split([grad.numel() for grad in grads])
+    for grad, part in zip(grads, parts, strict=True):
+        grad.copy_(part.view_as(grad))
+    return bool(summed[-1])
 
 
 def random_state(device: torch.device) -> dict[str, Any]:
@@ -108,20 +110,6 @@ def set_random_state(state: dict[str, Any], device: torch.device) -> None:
 
 
 @contextmanager
-def threads_for(products: float, reading: bool = False) -> Iterator[None]:
-    """Compute on one thread in the block where a minibatch has few products; a fixed rule, so that results repeat.
-
-    With `reading`, a thread that reads from disk beside the others takes the place of one.
-    """
-    before = torch.get_num_threads()
-    torch.set_num_threads(1 if products <= FEW_PRODUCTS else max(1, before - reading))
-    try:
-        yield
-    finally:
-        torch.set_num_threads(before)
-
-
-@contextmanager
 def seeded(seed: int, purpose: str = "init", device: torch.device | str = "cpu") -> Iterator[None]:
     """Seed Python, NumPy and torch for the block, and put the caller's random state back afterwards.
 
@@ -138,6 +126,15 @@ def seeded(seed: int, purpose: str = "init", device: torch.device | str = "cpu")
         raise ParameterError(f"seed is {seed}; it must not be negative.")
     device = torch.device(device)
     before = random_state(device)
+    set_seed(seed, purpose, device)
+    try:
+        yield
+    finally:
+        set_random_state(before, device)
+
+
+def set_seed(seed: int, purpose: str, device: torch.device) -> None:
+    """Seed every global generator that a training on `device` may draw from; see `seeded`."""
     mixed = int(np.random.SeedSequence([seed, zlib.crc32(purpose.encode())]).generate_state(1)[0])
     torch.default_generator.manual_seed(mixed)
     if device.type == "cuda":
@@ -145,7 +142,3 @@ def seeded(seed: int, purpose: str = "init", device: torch.device | str = "cpu")
             torch.cuda.manual_seed(mixed)
     np.random.seed(mixed)  # noqa: NPY002
     random.seed(mixed)
-    try:
-        yield
-    finally:
-        set_random_state(before, device)

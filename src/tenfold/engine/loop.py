@@ -20,6 +20,7 @@ from tenfold.engine.history import History
 from tenfold.engine.phases import Phase, Progress, named_terms
 from tenfold.engine.updates import Updates
 from tenfold.errors import ParameterError, closest
+from tenfold.kernels.threads import threads_for
 from tenfold.types import RunOptions
 
 #: Between two looks at the progress bar and the clock of the checkpoint.
@@ -162,7 +163,7 @@ class _Training:
         self.bar = Bar(self.name, steps, progress and self.fabric.is_global_zero)
         stream = f"fit {self.fabric.global_rank}"
         weights = sum(parameter.numel() for parameter in self.net.parameters())
-        threads = devices.threads_for(weights * len(self.train.index) / len(self.train), bool(self.train.streamed))
+        threads = threads_for(weights * len(self.train.index) / len(self.train), bool(self.train.streamed))
         with (
             threads, seeded(self.seed, stream, self.device),
             noted_interruption(bool(self.checkpoint)) as self.interrupted,
@@ -201,11 +202,13 @@ class _Training:
             share_weights(self.fabric, self.net)
         self.net.train()
         for batch in self.train.epoch(self.passes, start=self.batch):
-            updates.take(batch, self.progress, self.batch, self.terms)
+            if not self.fabric.is_global_zero:  # the checkpoint holds the first one's generators only
+                devices.set_seed(self.seed, f"fit {self.fabric.global_rank} {self.passes} {self.batch}", self.device)
+            stop = updates.take(batch, self.progress, self.batch, self.terms, self.interrupted.is_set())
             self.batch += 1
             self.progress.step += 1
-            if self.interrupted.is_set() or time.perf_counter() >= self._next_look:
-                self._pause()
+            if stop or self.interrupted.is_set() or time.perf_counter() >= self._next_look:
+                self._pause(stop=stop)
 
     def _renew(self, returned: dict[str, np.ndarray | float]) -> None:
         """Take in what ``before_epoch`` returned: arrays join the data, numbers the history."""
@@ -283,21 +286,24 @@ class _Training:
 
     # ---- the bar, the checkpoint, Ctrl-C -----------------------------------------------------------------------------
 
-    def _pause(self, saving: bool = False) -> None:
-        """Show progress, save if it is time or asked for, and stop if Ctrl-C was pressed."""
+    def _pause(self, saving: bool = False, stop: bool = False) -> None:
+        """Show progress, save if it is time or asked for, and stop if Ctrl-C was pressed, all processes at one step."""
+        stop |= self.fabric.world_size == 1 and self.interrupted.is_set()
         earlier = sum(phase.epochs for phase in self.phases[: self.number]) * len(self.train)
         at = self.progress
         where = f"{at.phase} epoch {at.epoch + 1}/{at.epochs}"
         self.bar.show(earlier + at.step, where, f"loss {self.terms.latest:.5g} ·")
         self.history.seconds = time.perf_counter() - self._started
         self._next_look = time.perf_counter() + LOOK_SECONDS
-        if not self.fabric.is_global_zero:
-            return
-        if self.checkpoint and (saving or self.interrupted.is_set() or self.checkpoint.due()):
+        if self.fabric.is_global_zero and self.checkpoint and (saving or stop or self.checkpoint.due()):
             self.terms.read()
             self.checkpoint.save(self._state())
-        if self.interrupted.is_set():
-            raise KeyboardInterrupt
+        if stop:
+            self.fabric.barrier()
+            if not self.fabric.is_global_zero:
+                raise SystemExit(130)
+            path = self.checkpoint and self.checkpoint.path
+            raise KeyboardInterrupt(f"Stopped in {where}. The state is in '{path}'; the same call goes on from there.")
 
     def _state(self) -> dict[str, Any]:
         return {

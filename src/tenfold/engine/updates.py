@@ -37,39 +37,40 @@ class Updates:
         """Whether a schedule depends on the monitored term."""
         return any(isinstance(scheduler, ReduceLROnPlateau) for scheduler in self.schedulers)
 
-    def take(self, batch: Batch, progress: Progress, number: int, terms: TermMeans) -> None:
-        """Take the phase's steps on minibatch `number` of the epoch, and note their terms."""
+    def take(self, batch: Batch, progress: Progress, number: int, terms: TermMeans, stop: bool = False) -> bool:
+        """Take the steps on minibatch `number` and note their terms; return whether any process is asked to stop."""
         for position, step in enumerate(self.phase.steps):
             if progress.step % step.every == 0:
                 for _ in range(step.repeat):
-                    self._update(position, batch, progress, number, terms)
+                    stop = self._update(position, batch, progress, number, terms, stop)
+        return stop
 
-    def _update(self, position: int, batch: Batch, progress: Progress, number: int, terms: TermMeans) -> None:
-        step, own, optimizer = self.phase.steps[position], self.parameters[position], self.optimizers[position]
-        with self._others_frozen(position), self.fabric.autocast():
+    def _update(self, at: int, batch: Batch, progress: Progress, number: int, terms: TermMeans, stop: bool) -> bool:
+        step, own, optimizer = self.phase.steps[at], self.parameters[at], self.optimizers[at]
+        with self._others_frozen(at), self.fabric.autocast():
             found = named_terms(step.loss(self.net, batch, progress), step.name)
         n_cells = len(batch["index"])
         terms.add(number, n_cells, found)
         for parameter in own:
             parameter.grad = None
         self.fabric.backward(next(iter(found.values())))
-        average_gradients(self.fabric, own, n_cells)
+        stop = average_gradients(self.fabric, own, n_cells, stop)
         if self.phase.clip_value is not None:
             torch.nn.utils.clip_grad_value_(own, self.phase.clip_value)
         if self.phase.clip is not None:
             torch.nn.utils.clip_grad_norm_(own, self.phase.clip)
         optimizer.step()
+        return stop
 
     @contextmanager
-    def _others_frozen(self, position: int) -> Iterator[None]:
+    def _others_frozen(self, at: int) -> Iterator[None]:
         """Freeze what is not a step's own: the generator's loss must leave no gradient in the critic."""
-        others = self.others[position]
-        for parameter in others:
+        for parameter in self.others[at]:
             parameter.requires_grad_(False)
         try:
             yield
         finally:
-            for parameter in others:
+            for parameter in self.others[at]:
                 parameter.requires_grad_(True)
 
     def schedule(self, watched: float | None) -> None:

@@ -142,7 +142,7 @@ class _CountNLL(torch.autograd.Function):
     def backward(ctx, upstream):
         code, link, per_cell, counts = ctx.how
         inputs = Inputs(counts, *ctx.saved_tensors[:5])
-        gradients = Gradients(*ctx.saved_tensors[5:], inputs.logits.new_empty(0))
+        gradients = Gradients._make([*ctx.saved_tensors[5:], inputs.logits.new_empty(0)])
         # a mean or a sum over cells hands back one number expanded, with stride 0
         if len(counts) and upstream.stride(0) != 0 and not bool((upstream == upstream[0]).all()):
             _, gradients = _run(code, link, per_cell, inputs, upstream.contiguous(), True)

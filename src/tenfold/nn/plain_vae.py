@@ -98,8 +98,8 @@ class _PlainLoss(torch.autograd.Function):
 
     @staticmethod
     def forward(
-        ctx: Any, net: ConditionalVAE, batch: Batch, kl_weight: float, weights: list[Tensor | None],
-        trigger: Tensor | None, *told: Tensor | None,
+        ctx: Any, net: ConditionalVAE, batch: Batch, kl_weight: float, weights: list[Any],
+        trigger: Tensor | None, *told: Any,
     ) -> tuple[Tensor, Tensor, Tensor]:  # fmt: skip
         large = torch.bfloat16 if torch.is_autocast_enabled("cpu") else torch.float32
         with torch.autocast("cpu", enabled=False):  # which products are in bfloat16 is said here, one by one
