@@ -27,8 +27,8 @@ class Annotation(ComparedTask):
 
     name = "annotate"
     baseline = "majority"
-    companions = ("logistic", "svm")
-    recommended = ("logistic", "svm")
+    companions = ("knn", "logistic", "svm")
+    recommended = ("knn", "logistic", "svm")
     needs = ("labels",)
     accepts = ("batch", "layer")
 
