@@ -16,7 +16,7 @@ import pytest
 import tenfold as tf
 from tenfold import report
 from tenfold.compare import session
-from tenfold.errors import DataError, FileFormatError, ParameterError, RoleError
+from tenfold.errors import DataError, FileFormatError, KeyMissingError, ParameterError, RoleError
 from tenfold.integrate._ranking import LEFT_OUT
 from tenfold.integrate._task import TASK
 from tenfold.task import Assessment, Control
@@ -219,6 +219,47 @@ def test_an_assessment_that_breaks_does_not_end_the_comparison(tmp_path, monkeyp
     result = tf.compare("integrate", two_batches(), methods=["pca"], out=tmp_path / "t", controls=False, **ROLES)
     assert result.summary["assessment"]["verdict"] == "not run"
     assert "no such luck" in result.summary["assessment"]["sentence"]
+
+
+def odd_batches():
+    """Two batches: one has no counts of a gene that the other has in most cells; and a third one of a single cell."""
+    adata = two_batches()
+    counts = adata.X.tolil()
+    first = np.flatnonzero(adata.obs["batch"].cat.codes == 0)
+    common = int(np.asarray((adata.X > 0).mean(axis=0)).argmax())
+    counts[first, common] = 0
+    adata.X = counts.tocsr().astype(np.float32)
+    adata.obs["batch"] = adata.obs["batch"].astype(str)
+    adata.obs.loc[adata.obs_names[first[0]], "batch"] = "single"
+    return adata, str(adata.var_names[common])
+
+
+def test_a_batch_of_one_cell_and_absent_genes_are_named_and_end_nothing(tmp_path):
+    adata, gene = odd_batches()
+    with pytest.warns(UserWarning, match=f"no count at all of 1 gene that the other batches .* {gene}"):
+        tf.integrate.Harmony().fit(adata, batch="batch", progress=False)
+    result = tf.compare("integrate", adata, methods=["fastmnn"], out=tmp_path / "t", seeds=1, **ROLES)
+    small, absent = result.summary["warnings"]
+    assert "'single' (1)" in small and gene in absent
+    assert {run["method"]: run["status"] for run in result.runs} == {"pca": "ok", "fastmnn": "error"}
+    assert result.summary["assessment"]["verdict"] in ("integrate", "not advised")
+    assert all(control["verdict"] != "not run" for control in result.runs[-1]["controls"]), "PCA is judged all the same"
+    assert gene in result.report.read_text()
+
+
+def test_ordinary_batches_give_no_warning(finished):
+    assert finished.summary["warnings"] == []
+
+
+def test_a_reference_pseudotime_is_scored_and_shown_to_no_method(tmp_path):
+    adata = two_batches()
+    adata.obs["time"] = np.linspace(0, 1, adata.n_obs)
+    result = tf.compare(
+        "integrate", adata, methods=["combat"], out=tmp_path / "t", controls=False, pseudotime="time", **ROLES
+    )
+    assert set(result.scores.loc[result.scores["metric"] == "trajectory", "method"]) == {"combat", "pca"}
+    with pytest.raises(KeyMissingError, match="Did you mean 'time'"):
+        tf.compare("integrate", adata, methods=["combat"], out=tmp_path / "u", pseudotime="tim", **ROLES)
 
 
 # ---- ranking ---------------------------------------------------------------------------------------------------------

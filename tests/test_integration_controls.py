@@ -89,6 +89,17 @@ def test_integration_is_advised_only_where_batches_differ():
     assert assess(alike, roles, 0).verdict == "confounded"
 
 
+def test_a_condition_that_follows_from_the_batch_is_confounded_or_named():
+    adata, roles = cells(0.5), {"batch": "batch", "labels": "cell_type", "categorical_covariates": ["condition"]}
+    adata.obs["condition"] = np.where(adata.obs["batch"].cat.codes == 0, "control", "treated")
+    found = assess(adata, roles, 0)
+    assert found.verdict == "confounded" and "'condition'" in found.sentence
+    adata.obs["condition"] = np.where((adata.obs["batch"].cat.codes == 0) & (np.arange(600) % 2 == 0), "x", "y")
+    found = assess(adata, roles, 0)
+    assert found.verdict == "integrate" and "Of 'condition', x is found in one batch only" in found.sentence
+    assert found.numbers["batch_ilisi"] < found.numbers["batch_ilisi_shuffled_mean"]
+
+
 def test_noise_yardstick_grows_with_the_loss():
     points = np.random.default_rng(9).normal(size=(400, 10)).astype(np.float32)
     assert equivalent_noise(points, 0.95, 0) < equivalent_noise(points, 0.6, 0) < equivalent_noise(points, 0.2, 0)

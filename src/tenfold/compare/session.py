@@ -2,38 +2,28 @@
 
 from __future__ import annotations
 
-import hashlib
 import json
-import platform
 import shutil
 from collections.abc import Iterable, Sequence
 from contextlib import contextmanager
-from datetime import UTC, datetime
-from importlib.metadata import version
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
-import numpy as np
-import psutil
 from anndata import AnnData
 
-from tenfold import __version__, catalog
+from tenfold import catalog
 from tenfold.compare.cluster import run_all_on
-from tenfold.compare.files import write_tensors
+from tenfold.compare.prepared import head, prepared, write_cells
 from tenfold.compare.results import Comparison, collect
 from tenfold.compare.runs import Limits, run_all
 from tenfold.compare.tasks import compared_task
 from tenfold.compare.worker import Job
-from tenfold.data.inputs import Inputs
 from tenfold.data.writing import write_h5ad
 from tenfold.errors import DataError, ParameterError, RoleError, closest
 from tenfold.task import Assessment, ComparedTask
 
 if TYPE_CHECKING:
     from rich.console import Console
-
-MAX_SHOWN = 50_000
-_VERSIONS = ("numpy", "scipy", "pandas", "anndata", "scanpy", "scikit-learn", "torch", "numba")
 
 
 def compare(
@@ -108,27 +98,27 @@ def compare(
     judge = compared_task(task)
     roles = _checked_roles(judge, roles)
     plan = _plan(judge, methods, seeds, params or {})
-    prepared = _prepared(adata, judge, roles)
+    cells = prepared(adata, judge, roles)
     kept_roles = {role: key for role, key in roles.items() if role != "layer"}
-    head = _head(task, name, prepared, kept_roles, roles, plan)
-    directory = _open_directory(Path(out).resolve(), head["fingerprint"], resume, overwrite)
+    about = head(task, name, cells, kept_roles, roles, plan)
+    directory = _open_directory(Path(out).resolve(), about["fingerprint"], resume, overwrite)
     work = directory / ".work"
     work.mkdir(exist_ok=True)
     try:
         with _progress(console, sum(map(len, plan.values())) + 1) as tell:
             tell("reading the data", 0)
-            write_h5ad(prepared, work / "data.h5ad")
-            _write_cells(directory, prepared, kept_roles)
+            write_h5ad(cells, work / "data.h5ad")
+            write_cells(directory, cells, kept_roles)
             tell("is there anything to correct?", 0)
-            assessment = _assessed(judge, prepared, kept_roles)
+            assessment = _assessed(judge, cells, kept_roles)
             tell("assessed", 1)
             limits = Limits(timeout, memory_gb * 1024 if memory_gb else None)
-            jobs = _jobs(task, plan, params or {}, kept_roles, directory, head["fingerprint"], controls)
+            jobs = _jobs(task, plan, params or {}, kept_roles, directory, about["fingerprint"], controls)
             if scheduler is None:
                 run_all(jobs, work, limits, tell)
             else:
                 run_all_on(scheduler, jobs, work, limits, tell)
-            return collect(directory, head, assessment)
+            return collect(directory, about, assessment)
     finally:
         shutil.rmtree(work, ignore_errors=True)
 
@@ -179,68 +169,6 @@ def _plan(
     return {name: numbers if cls.info.stochastic else numbers[:1] for name, cls in classes.items()}
 
 
-def _prepared(adata: AnnData, judge: ComparedTask, roles: dict[str, str]) -> AnnData:
-    """Return counts and the columns that the roles name, nothing else: what every process reads."""
-    inputs = Inputs(adata, roles, needed=judge.needs)
-    counts = inputs.counts
-    columns = [key for role in ("batch", "labels", "pseudotime") if (key := roles.get(role))]
-    for role in ("categorical_covariates", "continuous_covariates"):
-        value = roles.get(role, [])
-        columns += [value] if isinstance(value, str) else list(value)
-    obs = adata.obs[list(dict.fromkeys(columns))].copy()
-    for role in ("batch", "labels"):
-        if role in roles:
-            obs[roles[role]] = obs[roles[role]].astype(str).astype("category")
-    prepared = AnnData(counts, obs=obs, var=adata.var[[]].copy())
-    if "use_rep" in roles:
-        from tenfold.data.check import representation
-
-        prepared.obsm[roles["use_rep"]] = representation(adata, roles["use_rep"])
-    return prepared
-
-
-def _head(
-    task: str, name: str, adata: AnnData, kept: dict[str, str], roles: dict[str, str], plan: dict[str, list[int]]
-) -> dict[str, Any]:
-    def levels(role: str) -> dict[str, Any] | None:
-        if role not in kept:
-            return None
-        column = adata.obs[kept[role]].cat
-        sizes = np.bincount(column.codes, minlength=len(column.categories))
-        return {"key": kept[role], "names": list(column.categories), "sizes": sizes.tolist()}
-
-    return {
-        "task": task,
-        "created": datetime.now(UTC).isoformat(timespec="seconds"),
-        "tenfold": __version__,
-        "versions": {package: version(package) for package in _VERSIONS},
-        "machine": {
-            "system": platform.system(),
-            "processor": platform.machine(),
-            "cores": psutil.cpu_count(),
-            "memory_gb": round(psutil.virtual_memory().total / 2**30, 1),
-            "python": platform.python_version(),
-        },
-        "data": {"name": name, "n_cells": adata.n_obs, "n_genes": adata.n_vars},
-        "roles": roles,
-        "batch": levels("batch"),
-        "labels": levels("labels"),
-        "methods": list(plan),
-        "seeds": max(plan.values(), key=len),
-        "plan": plan,
-        "fingerprint": _fingerprint(adata, roles),
-        "warnings": [],
-    }
-
-
-def _fingerprint(adata: AnnData, roles: dict[str, str]) -> str:
-    digest = hashlib.sha256(json.dumps([roles, __version__, list(adata.var_names)], sort_keys=True).encode())
-    for part in (adata.X.indptr, adata.X.indices, adata.X.data):
-        digest.update(np.ascontiguousarray(part))
-    digest.update(adata.obs.to_csv().encode())
-    return digest.hexdigest()[:24]
-
-
 def _open_directory(directory: Path, fingerprint: str, resume: bool, overwrite: bool) -> Path:
     marker, runs = directory / "comparison.id", directory / "runs"
     if directory.exists() and not directory.is_dir():
@@ -263,17 +191,6 @@ def _open_directory(directory: Path, fingerprint: str, resume: bool, overwrite: 
     runs.mkdir(parents=True, exist_ok=True)
     marker.write_text(fingerprint)
     return directory
-
-
-def _write_cells(directory: Path, adata: AnnData, roles: dict[str, str]) -> None:
-    shown = np.arange(adata.n_obs)
-    if adata.n_obs > MAX_SHOWN:
-        shown = np.sort(np.random.default_rng(0).choice(adata.n_obs, MAX_SHOWN, replace=False))
-    tensors = {"shown": shown.astype(np.int64)}
-    for role in ("batch", "labels"):
-        if role in roles:
-            tensors[role] = adata.obs[roles[role]].cat.codes.to_numpy().astype(np.int32)
-    write_tensors(directory / "cells.safetensors", tensors)
 
 
 def _jobs(

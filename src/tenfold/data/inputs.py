@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import warnings
 from functools import cached_property
 from typing import Any
 
@@ -10,7 +11,7 @@ import numpy as np
 from anndata import AnnData
 from scipy import sparse
 
-from tenfold.data import check, preprocess, streamed
+from tenfold.data import batches, check, preprocess, streamed
 from tenfold.data.counts import stored_layer
 from tenfold.errors import DataError, RoleError
 from tenfold.types import Codes, RunOptions
@@ -54,6 +55,7 @@ class Inputs:
         self.adata = adata
         self.run = run or RunOptions()
         self._needed = needed
+        self._warned = False
         #: The labelled cells to learn from, where they are given apart from those to label.
         self.reference: Inputs | None = None
         if "reference" in roles:
@@ -158,10 +160,19 @@ class Inputs:
         -------
         Sorted integer columns, shape (min(n_top_genes, n_genes),).
         """
+        self._warn_of_absent_genes()
         if n_top_genes is None or n_top_genes >= self.n_genes:
             return np.arange(self.n_genes)
         found = self.counts_on_disk
         return preprocess.highly_variable_genes(self.counts if found is None else found, n_top_genes, self.batch)
+
+    def _warn_of_absent_genes(self) -> None:
+        """Warn, once, of genes that one batch lacks; data on disk are not read for it."""
+        if self._warned or self.batch is None or len(self.batch.names) < 2 or self.counts_on_disk is not None:
+            return
+        self._warned = True
+        for sentence in batches.absent_genes(self.counts, self.batch, self.gene_names):
+            warnings.warn(sentence, stacklevel=3)
 
     def pca(self, n_components: int, n_top_genes: int | None, seed: int = 0) -> preprocess.PCAResult:
         """Return the PCA of log-normalised variable genes."""
