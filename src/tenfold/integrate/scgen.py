@@ -52,7 +52,7 @@ class SCGen(ExpressionMethod):
     n_top_genes
         Variable genes to model, chosen batch by batch; ``None`` takes all.
     epochs
-        ``None``: 100, fewer above 6,000 cells (6,000 / n_cells × 100).
+        ``None``: 100, fewer above 5,000 cells (5,000 / n_cells × 100).
     early_stopping, patience
         Stop when the validation loss has not fallen for so many epochs.
     batch_size, learning_rate, weight_decay
@@ -140,7 +140,7 @@ class SCGen(ExpressionMethod):
 
         cells = self._take(data)
         self.means_ = grouped_means(cells["expression"], cells["label"], cells["levels"][:, 0], self._shape)
-        epochs = self.epochs or max(1, min(100, round(6_000 / data.n_cells * 100)))
+        epochs = self.epochs or max(1, min(100, round(5_000 / data.n_cells * 100)))
         stopping = EarlyStopping(self.patience) if self.early_stopping else None
         self._train(data, cells, [
             Phase("train", epochs, loss=self._loss, optimizer=self._optimizer, early_stopping=stopping,
