@@ -119,13 +119,29 @@ def test_order_depends_on_seed_and_epoch_only_and_is_mixed(cells, tmp_path):
 
 def test_blocks_are_dealt_evenly_over_buffers():
     order, cuts = blocks.dealt(np.arange(10_000), capacity=3100, seed=0, epoch=0)
-    sizes = np.diff(cuts)
+    short, *sizes = np.diff(cuts)
     assert len(sizes) == 3
-    assert sizes.max() - sizes.min() <= 2 * 3100 // blocks.BLOCKS
+    assert max(sizes) - min(sizes) <= 2 * 3100 // blocks.BLOCKS
+    assert max(sizes) / 10 < short < max(sizes) / 6  # training waits for the first one
     assert sorted(order) == list(range(10_000))
-    # Every buffer has cells from all over the file.
-    for first, last in itertools.pairwise(cuts):
+    # Every buffer has cells from all over the file, but for the first, which has one block here.
+    for first, last in itertools.pairwise(cuts[1:]):
         assert len(np.unique(order[first:last] // 2500)) >= 3
+    assert len(blocks.dealt(np.arange(10_000), capacity=10_000, seed=0, epoch=0)[1]) == 2  # one buffer holds all
+
+
+@pytest.mark.parametrize(("rows", "warned"), [(100, True), (100 * blocks.FEWEST_BLOCKS, False), (10**6, False)])
+def test_few_blocks_in_a_buffer_are_warned_of(rows, warned, monkeypatch):
+    monkeypatch.setattr(blocks, "BLOCKS", 1024)
+    counts = StreamedCounts.of(sparse.csr_matrix((200_000, 3), dtype=np.float32))
+    monkeypatch.setattr("tenfold.data.minibatches.buffer_rows", lambda counts: rows)
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        Minibatches({"x": counts})
+        assert len(caught) == warned
+        Minibatches({"x": counts}, shuffle=False)  # in the order of the file, as for an embedding
+    assert all("12 stretches of the file" in str(each.message) for each in caught)
+    assert len(caught) == warned
 
 
 @pytest.mark.parametrize("weights", [None, np.arange(N_CELLS, dtype=float)])

@@ -11,7 +11,7 @@ import numpy as np
 import torch
 from scipy import sparse
 
-from tenfold.data.blocks import buffer_rows, dealt, follow, in_order
+from tenfold.data.blocks import buffer_rows, dealt, follow, in_order, warn_of_few_blocks
 from tenfold.data.streamed import StreamedCounts
 from tenfold.errors import DataError, ParameterError
 from tenfold.kernels.rows import take_rows
@@ -106,6 +106,9 @@ class Minibatches:
         self._process, self._processes = share
         if len(self._edges) > 2 and self._edges[-1] - self._edges[-2] < min(SMALLEST_BATCH * share[1], size):
             del self._edges[-2]
+        if shuffle:
+            for counts in self.streamed.values():
+                warn_of_few_blocks(self.index, buffer_rows(counts), self._processes, counts.name)
 
     def __len__(self) -> int:
         """Batches in an epoch."""

@@ -120,7 +120,7 @@ def noted_interruption(active: bool) -> Iterator[threading.Event]:
         times.append(time.perf_counter())
         requested.set()
         if times[-1] - times[0] > ONE_PRESS:
-            former(number, frame)  # type: ignore[operator]
+            former(number, frame)  # type: ignore[operator, misc]
 
     if active:
         signal.signal(signal.SIGINT, note)
