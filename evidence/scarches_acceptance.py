@@ -20,8 +20,8 @@ import tenfold as tf
 from tenfold.integrate.scarches import PRESET
 
 NAME = "pbmc_3chem"
-SEEDS = (0, 1)
-EPOCHS = {"epochs": 200, "n_top_genes": None}
+SEEDS = (0,)
+EPOCHS = {"epochs": 100, "n_top_genes": None}
 #: Types left out of the reference, one at a time.
 NEW = ("B", "NK", "Mono_CD14")
 ACCURACY_LOSS, LEAST_AUROC = 0.03, 0.8
@@ -31,7 +31,7 @@ def held_out(adata: ad.AnnData, batch: str, seed: int) -> dict[str, float]:
     """Map one batch onto the others, and train on all for comparison."""
     query, labels = (adata.obs["batch"] == batch).to_numpy(), adata.obs["cell_type"].to_numpy().astype(str)
     others = sorted(set(adata.obs["batch"]) - {batch})
-    method = tf.integrate.ScArches(reference_batches=others, query_epochs=200, seed=seed, **EPOCHS)
+    method = tf.integrate.ScArches(reference_batches=others, query_epochs=100, seed=seed, **EPOCHS)
     method.fit(adata, batch="batch", labels="cell_type", progress=False)
     moved = np.abs(method.model.embed(adata[~query].copy()) - method.embed()[~query]).max()
     params: dict[str, Any] = {"n_layers": 2, "dropout": 0.2, "seed": seed, **PRESET, **EPOCHS}
@@ -53,7 +53,7 @@ def new_type(adata: ad.AnnData, batch: str, label: str) -> dict[str, float]:
     query, is_new = (adata.obs["batch"] == batch).to_numpy(), (adata.obs["cell_type"] == label).to_numpy()
     part = adata[query | ~is_new].copy()
     others = sorted(set(adata.obs["batch"]) - {batch})
-    method = tf.integrate.ScArches(reference_batches=others, query_epochs=200, **EPOCHS)
+    method = tf.integrate.ScArches(reference_batches=others, query_epochs=100, **EPOCHS)
     table = method.fit(part, batch="batch", labels="cell_type", progress=False).transfer_labels()
     truth = (part.obs["cell_type"] == label).to_numpy()[table.index]
     row = {name: roc_auc_score(truth, table[name]) for name in ("uncertainty", "disagreement")}
@@ -70,7 +70,7 @@ def main() -> None:
     digest, batches = sha256(path), sorted(adata.obs["batch"].unique())
     rows = [held_out(adata, batch, seed) for batch in batches for seed in SEEDS]
     mean = {name: float(np.mean([row[name] for row in rows])) for name in rows[0]}
-    claim = f"each of {len(batches)} chemistries as the query, {len(SEEDS)} seeds"
+    claim = f"each of {len(batches)} chemistries as the query, {len(SEEDS)} seed"
     records = [
         record("scarches", "check", claim, NAME, digest, "largest change of a coordinate of the reference",
                max(row["moved"] for row in rows), tolerance=0.0, passed=all(row["moved"] == 0 for row in rows)),
