@@ -283,3 +283,20 @@ def test_the_command_to_repeat_names_a_file_or_stands_for_one(tmp_path, name, sh
     )
     command = provenance.command(stored.read(tmp_path))
     assert command == f"tenfold compare integrate {shown} -o DIR --methods pca --seeds 1"
+
+
+def test_a_single_value_has_its_error_over_cells_and_several_their_deviation_over_seeds() -> None:
+    import io
+
+    import pandas as pd
+
+    rows = [
+        ("a", 0, "control", "recovered_neighbors", 0.5), ("a", 0, "spread:cells", "recovered_neighbors", 0.02),
+        ("b", 0, "control", "recovered_neighbors", 0.4), ("b", 1, "control", "recovered_neighbors", 0.6),
+        ("b", 0, "spread:cells", "recovered_neighbors", 0.02),
+    ]  # fmt: skip
+    frame = pd.DataFrame(rows, columns=["method", "seed", "group", "metric", "value"])
+    shown = io.StringIO()
+    Console(file=shown, width=100).print(report.terminal_table(frame))
+    assert "0.500 ±.020" in shown.getvalue() and "0.500 ±.141" in shown.getvalue()
+    assert "± of a single value" in shown.getvalue()

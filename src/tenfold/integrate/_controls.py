@@ -14,8 +14,19 @@ from tenfold import metrics
 from tenfold.data import simulation
 from tenfold.data.inputs import Inputs
 from tenfold.integrate._neighbors import K, Representation, nearest
-from tenfold.integrate._trial import BATCH, CONTROL_CELLS, N_COMPONENTS, N_GENES, Trial, components, judged, worse
+from tenfold.integrate._trial import (
+    BATCH,
+    CONTROL_CELLS,
+    N_COMPONENTS,
+    N_GENES,
+    Trial,
+    components,
+    judged,
+    spread_over_cells,
+    worse,
+)
 from tenfold.method import Method
+from tenfold.metrics.neighborhoods import shared_neighbors
 from tenfold.task import Control, Score, Verdict
 
 
@@ -120,7 +131,10 @@ def planted_effect(trial: Trial, adata: AnnData, seed: int) -> tuple[Control, li
         "cells: in principal components, or, for a model with a latent space of its own, in its fit of them."
     )
     control = Control("planted_effect", "Planted batch effect", verdict, sentence, rule, numbers)
-    return control, [Score("control", "recovered_neighbors", numbers["recovered"])]
+    return control, [
+        Score("control", "recovered_neighbors", numbers["recovered"]),
+        spread_over_cells("recovered_neighbors", shared_neighbors(truth, found)),
+    ]
 
 
 def _recovery(found: np.ndarray, truth: np.ndarray, hidden: np.ndarray, thinned: np.ndarray) -> dict[str, float]:

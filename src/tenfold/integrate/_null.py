@@ -8,8 +8,9 @@ from anndata import AnnData
 
 from tenfold import metrics
 from tenfold.integrate._neighbors import K, Representation, leiden
-from tenfold.integrate._trial import BATCH, Trial, components, equivalent_noise, judged, worse
+from tenfold.integrate._trial import BATCH, Trial, components, equivalent_noise, judged, spread_over_cells, worse
 from tenfold.method import Corrector
+from tenfold.metrics.neighborhoods import shared_neighbors
 from tenfold.task import Control, Score, Verdict
 
 _SPURIOUS = "share_of_genes_p_below_0.05"
@@ -30,29 +31,33 @@ def null_batch(trial: Trial, adata: AnnData, seed: int) -> tuple[Control, list[S
     before = components(adata)
     own = Representation.of(trial.fit(adata, batch=False, seed=seed + 1)) if trial.batch_free else None
     yardstick = Representation(before) if own is None else own
-    splits = [
+    splits, kept = zip(*[
         _split(trial, adata, yardstick, share, seed, repeat)
         for repeat, share in enumerate((0.5,) if trial.sparing else (0.5, 0.5, 0.1))
-    ]
+    ], strict=True)  # fmt: skip
+    spread = spread_over_cells("null_batch_loss", np.mean(kept, axis=0))
     numbers = {name: float(np.mean([split[name] for split in splits])) for name in splits[0]}
     numbers |= {"splits": len(splits), "cells": adata.n_obs}
     if own is not None:
-        return _judge_own(trial, adata, own, numbers, seed)
+        control, scores = _judge_own(trial, adata, own, numbers, seed)
+        return control, [*scores, spread]
     numbers["leiden_ari_between_seeds"] = metrics.ari(leiden(yardstick), leiden(yardstick, 1))
-    return _judge(before, numbers, seed)
+    control, scores = _judge(before, numbers, seed)
+    return control, [*scores, spread]
 
 
 def _split(
     trial: Trial, adata: AnnData, yardstick: Representation, share: float, seed: int, repeat: int
-) -> dict[str, float]:
-    """Integrate cells whose batch was drawn at random, and return what became of them."""
+) -> tuple[dict[str, float], np.ndarray]:
+    """Integrate cells whose batch was drawn at random; return what became of them, and the share kept by cell."""
     split = adata.copy()
     drawn = np.random.default_rng(seed + repeat).random(adata.n_obs) < share
     split.obs[BATCH] = pd.Categorical(np.where(drawn, "a", "b"))
     method = trial.fit(split, batch=True, seed=seed)
     result = Representation.of(method)
+    kept = shared_neighbors(yardstick.neighbors(), result.neighbors())
     found = {
-        "neighbors_kept": metrics.neighbor_overlap(yardstick.neighbors(), result.neighbors()),
+        "neighbors_kept": float(np.nanmean(kept)),
         "leiden_ari": metrics.ari(leiden(yardstick), leiden(result)),
     }
     if result.embedding is not None:
@@ -61,7 +66,7 @@ def _split(
             found["displacement"] = displacement(yardstick.embedding, result.embedding)
     if isinstance(method, Corrector):
         found[_SPURIOUS] = _share_significant(method.correct(), drawn)
-    return found
+    return found, kept
 
 
 def displacement(before: np.ndarray, after: np.ndarray) -> float:

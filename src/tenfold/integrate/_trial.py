@@ -12,7 +12,7 @@ from tenfold import metrics
 from tenfold.data.inputs import Inputs
 from tenfold.integrate._neighbors import nearest
 from tenfold.method import Method
-from tenfold.task import Verdict
+from tenfold.task import Score, Verdict
 
 CONTROL_CELLS = 3000
 N_COMPONENTS = 50
@@ -68,6 +68,20 @@ def judged(loss: float) -> Verdict:
 def worse(first: Verdict, second: Verdict) -> Verdict:
     """Return the more severe of two verdicts."""
     return max(first, second, key=("pass", "warn", "fail").index)
+
+
+def spread_over_cells(metric: str, shares: np.ndarray) -> Score:
+    """Return the standard error of a mean over cells, which is what a bootstrap over cells tends to.
+
+    Parameters
+    ----------
+    metric
+        Whose error it is.
+    shares
+        Value of every cell, NaN where it has none, shape (n,).
+    """
+    known = shares[np.isfinite(shares)]
+    return Score("spread:cells", metric, float(known.std(ddof=1) / np.sqrt(len(known))))
 
 
 def largest_batch(adata: AnnData, batch: str, seed: int) -> AnnData:

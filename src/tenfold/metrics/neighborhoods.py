@@ -162,6 +162,14 @@ def neighbor_overlap(first: np.ndarray, second: np.ndarray) -> float:
     DataError
         The lists are not of the same cells, or hold no neighbours at all.
     """
+    return float(np.nanmean(shared_neighbors(first, second)))
+
+
+def shared_neighbors(first: np.ndarray, second: np.ndarray) -> np.ndarray:
+    """Return the share of neighbours in common of every cell, shape (n,); parameters as in `neighbor_overlap`.
+
+    NaN for a cell without neighbours in both lists.
+    """
     a, b = np.asarray(first), np.asarray(second)
     if a.ndim != 2 or b.ndim != 2 or len(a) != len(b) or len(a) == 0:
         raise DataError(
@@ -173,7 +181,7 @@ def neighbor_overlap(first: np.ndarray, second: np.ndarray) -> float:
     shared = np.zeros(len(a), dtype=np.int64)
     for column in a.T:
         shared += ((b == column[:, None]) & (column >= 0)[:, None]).any(axis=1)
-    return float((shared[count > 0] / count[count > 0]).mean())
+    return np.where(count > 0, shared / np.maximum(count, 1), np.nan)
 
 
 def neighbor_purity(indices: np.ndarray, labels: np.ndarray) -> float:

@@ -6,7 +6,7 @@ import math
 import re
 import statistics
 from collections.abc import Iterable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any, NamedTuple
 
 from tenfold.report.stored import Comparison, Run, Score, listing, mapping, number
@@ -89,10 +89,14 @@ class Column:
 
 @dataclass(frozen=True)
 class Cell:
-    """A metric of one method: one value a seed; `reason` says why there is none."""
+    """A metric of one method: one value a seed; `reason` says why there is none.
+
+    `error` is the standard error over cells, where one is stored.
+    """
 
     values: dict[str, float]
     reason: str = ""
+    error: float | None = None
 
     @property
     def mean(self) -> float | None:
@@ -101,8 +105,8 @@ class Cell:
 
     @property
     def sd(self) -> float | None:
-        """Sample standard deviation over seeds; None for fewer than two."""
-        return statistics.stdev(self.values.values()) if len(self.values) > 1 else None
+        """Sample standard deviation over seeds; of a single value its error over cells, None where there is none."""
+        return statistics.stdev(self.values.values()) if len(self.values) > 1 else self.error
 
 
 class Failure(NamedTuple):
@@ -222,15 +226,19 @@ def rows(comparison: Comparison, shown: list[Column]) -> list[Row]:
     ranking = [entry for entry in listing(comparison.meta.get("ranking")) if isinstance(entry, dict)]
     ranked = {str(entry.get("method")): entry for entry in ranking}
     values: dict[tuple[str, str], dict[str, float]] = {}
+    errors: dict[tuple[str, str], float] = {}
     for score in comparison.scores:
         if ":" not in score.group and score.value is not None:
             values.setdefault((score.method, score.metric), {})[score.seed] = score.value
+        elif score.group == "spread:cells" and score.value is not None:
+            errors[score.method, score.metric] = score.value
     result = []
     for method in comparison.methods:
         own, entry = comparison.runs_of(method), mapping(ranked.get(method))
         cells = {
             column.metric: _cell(values.get((method, column.metric), {}), column, own, comparison) for column in shown
         }
+        cells = {name: replace(cell, error=errors.get((method, name))) for name, cell in cells.items()}
         section = "labels" if entry.get("uses_labels") else "ranked"
         section = section if any(run.ok for run in own) else "failed"
         reasons = [str(reason) for reason in listing(entry.get("reasons"))]

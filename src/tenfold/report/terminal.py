@@ -113,6 +113,8 @@ def _caption(rows: list[summary.Row], checked: bool) -> Text:
         lines.append(Text("Mean over seeds ± standard deviation. ↑ more is better, ↓ less is better."))
     else:
         lines.append(Text("↑ more is better, ↓ less is better."))
+    if any(cell.error is not None and len(cell.values) == 1 for row in rows for cell in row.cells.values()):
+        lines.append(Text("± of a single value: its standard error over cells."))
     if checked:
         lines.append(Text("Controls: ✗ failed, ! warning, ✓ passed."))
     if any(row.section == "labels" for row in rows):
