@@ -195,6 +195,51 @@ def test_the_written_out_gradient_of_a_plain_model_is_that_of_autograd(of_decode
         torch.testing.assert_close(found.double(), expected.double(), rtol=2e-4, atol=2e-5)
 
 
+@pytest.mark.parametrize("likelihood", ["nb", "zinb", "poisson"])
+def test_large_products_in_bfloat16_change_gradients_little(likelihood, monkeypatch):
+    monkeypatch.setattr("tenfold.nn.plain_vae._multiplies_bfloat16", lambda: True)
+    net = ConditionalVAE(GaussianEncoder(200, 4, 32), CountDecoder(4, 200, 32, likelihood=likelihood))
+    counts = all_rows(sparse.csr_matrix(np.random.default_rng(0).poisson(0.5, (64, 200)).astype(np.float32)))
+    batch = {"counts": counts, "log_size": counts.sum().log()}
+    results = []
+    for half in (False, True):
+        net.zero_grad()
+        torch.manual_seed(1)
+        with torch.autocast("cpu", torch.bfloat16, enabled=half):
+            terms = net.terms(batch)
+        terms["loss"].backward()
+        results.append((terms["loss"].item(), [p.grad.flatten() for p in net.parameters()]))
+        assert all(grad.dtype == torch.float32 for grad in results[-1][1])
+    (exact, exact_grads), (rounded, rounded_grads) = results
+    assert exact != rounded == pytest.approx(exact, rel=2e-3)
+    for one, other in zip(exact_grads, rounded_grads, strict=True):
+        assert F.cosine_similarity(one, other, dim=0) > 0.995
+
+
+def test_a_plain_loss_adds_to_other_losses_and_spares_frozen_weights():
+    net = ConditionalVAE(GaussianEncoder(9, 2, 8), CountDecoder(2, 9, 8))
+    counts = all_rows(sparse.csr_matrix(np.random.default_rng(0).poisson(1.0, (20, 9)).astype(np.float32)))
+    batch = {"counts": counts, "log_size": counts.sum().log()}
+
+    def grads(more: float, times: int = 1) -> list[torch.Tensor | None]:
+        net.zero_grad()
+        for _ in range(times):
+            torch.manual_seed(0)
+            penalty = sum(p.square().sum() for p in net.parameters() if p.requires_grad)
+            (net.terms(batch)["loss"] + more * penalty).backward()
+        return [p.grad for p in net.parameters()]
+
+    alone, both, twice = grads(0.0), grads(0.5), grads(0.0, times=2)
+    for weight, one, other, double in zip(net.parameters(), alone, both, twice, strict=True):
+        torch.testing.assert_close(one + weight, other)
+        torch.testing.assert_close(2 * one, double)
+    net.encoder.requires_grad_(False)
+    after = grads(0.0)
+    assert all(p.grad is None for p in net.encoder.parameters())
+    for one, other in zip(alone[-4:], after[-4:], strict=True):
+        torch.testing.assert_close(one, other)
+
+
 def test_what_is_not_plain_is_left_to_autograd(monkeypatch):
     def net(of_encoder: dict = {}, of_decoder: dict = {}, **options) -> ConditionalVAE:  # noqa: B006
         return ConditionalVAE(GaussianEncoder(9, 2, 8, **of_encoder), CountDecoder(2, 9, 8, **of_decoder), **options)

@@ -17,7 +17,7 @@ def rows_of(density, n=37, columns=53, dtype=np.float32):
 
 @pytest.mark.parametrize("density", [0.0, 0.03, 0.15, 0.22, 0.6, 1.0])
 @pytest.mark.parametrize("dtype", [np.float32, np.float64])
-@pytest.mark.parametrize("width", [1, 5, 64])
+@pytest.mark.parametrize("width", [1, 5, 64, 128, 300])
 def test_product_and_gradient(density, dtype, width):
     rows = rows_of(density, dtype=dtype)
     torch.manual_seed(0)
