@@ -66,22 +66,26 @@ def test_nothing_in_common_is_an_error() -> None:
 
 
 def test_an_embedding_makes_no_dense_matrix(monkeypatch) -> None:
+    def small_only(matrix) -> np.ndarray:
+        assert matrix.shape[0] <= 2048, "made dense"
+        return original(matrix)
+
     def refuse(*args: object) -> None:
         raise AssertionError("made dense")
 
-    adata = with_gene_lists()
+    adata, original = tf.data.simulate(2500, 60, n_types=3, n_batches=2, seed=0), sparse.csr_matrix.toarray
     for cls in (sparse.csr_matrix, sparse.csc_matrix):
-        monkeypatch.setattr(cls, "toarray", refuse)
-        monkeypatch.setattr(cls, "todense", refuse)
+        monkeypatch.setattr(cls, "toarray", small_only)
+        monkeypatch.setattr(cls, "todense", small_only)
     monkeypatch.setattr("tenfold.integrate.combat.affine_rows", refuse)
     method = SCEMENT(n_components=5).fit(adata, batch="batch")
-    assert method.embed().shape == (400, 5)
+    assert method.embed().shape == (2500, 5)
     with pytest.raises(AssertionError, match="made dense"):
         method.correct()
 
 
 @pytest.mark.parametrize("width", [1, 3])
-def test_kernels_by_definition(width: int) -> None:
+def test_kernels_by_definition(width: int, monkeypatch) -> None:
     rng = np.random.default_rng(0)
     y, batch = rng.poisson(0.5, size=(70, 12)).astype(np.float32), rng.integers(3, size=70)
     design = np.column_stack([np.ones(70), rng.normal(size=(70, width - 1))])
@@ -96,6 +100,11 @@ def test_kernels_by_definition(width: int) -> None:
     np.testing.assert_allclose(batch_affine.column_products(scaled), scaled.toarray().T @ scaled.toarray(), atol=1e-4)
     expected = y * slope[batch] + np.einsum("nw,nwp->np", design, shift[batch])
     np.testing.assert_allclose(batch_affine.affine_rows(matrix, batch, slope, design, shift), expected, atol=1e-5)
+    for limit in (0.0, 9.0):
+        monkeypatch.setattr(batch_affine, "_SPARSE", limit)
+        mean, scatter = batch_affine.column_scatter(scaled)
+        np.testing.assert_allclose(mean, scaled.toarray().mean(axis=0), atol=1e-6)
+        np.testing.assert_allclose(scatter, np.cov(scaled.toarray().T, bias=True) * 70, atol=1e-4)
     order = pd.Series(matrix.indices).groupby(np.repeat(np.arange(70), np.diff(matrix.indptr))).apply(lambda g: g[::-1])
     shuffled = sparse.csr_matrix(
         (scaled.toarray()[np.repeat(np.arange(70), np.diff(matrix.indptr)), order], order, matrix.indptr),

@@ -7,7 +7,7 @@ from typing import NamedTuple
 import numpy as np
 from scipy import linalg, sparse
 
-from tenfold.kernels.batch_affine import batch_sums, column_products, scaled_rows
+from tenfold.kernels.batch_affine import batch_sums, column_scatter, scaled_rows
 
 
 class Moments(NamedTuple):
@@ -114,7 +114,7 @@ def affine_components(
     matrix: sparse.csr_matrix, batch: np.ndarray, covariates: np.ndarray, slope: np.ndarray, shift: np.ndarray,
     n_components: int,
 ) -> tuple[np.ndarray, np.ndarray]:  # fmt: skip
-    """Principal components of slope × y + [1, c] × shift, each batch by its own; nothing is made dense.
+    """Principal components of slope × y + [1, c] × shift, each batch by its own; never dense but in small blocks.
 
     The scatter matrix is that of the scaled sparse rows, plus terms of the sums of each batch.
 
@@ -139,17 +139,19 @@ def affine_components(
     """
     n_cells, n_genes = matrix.shape
     scaled = scaled_rows(matrix, batch, slope)
-    sums = batch_moments(scaled, batch, covariates)
-    mean = (sums.products[:, 0].sum(axis=0) + np.einsum("bw,bwp->p", sums.covariates[:, 0], shift)) / n_cells
-    scatter = column_products(scaled) - n_cells * np.outer(mean, mean)
+    sums, (centre, scatter) = batch_moments(scaled, batch, covariates), column_scatter(scaled)
+    moved = np.einsum("bw,bwp->p", sums.covariates[:, 0], shift) / n_cells
     for products, added, outer in zip(sums.products, shift, sums.covariates, strict=True):
-        cross = products.T @ added
+        added = added.copy()
+        added[0] -= moved  # both parts are centred, so that nothing large cancels
+        cross = (products - np.outer(outer[:, 0], centre)).T @ added
         scatter += cross + cross.T + added.T @ outer @ added
+    mean = centre + moved
     last, n_components = n_genes - 1, min(n_components, n_cells - 1, n_genes)
     _, vectors = linalg.eigh(scatter, subset_by_index=(last - n_components + 1, last), overwrite_a=True)
     vectors = vectors[:, ::-1]
     largest = vectors[np.abs(vectors).argmax(axis=0), np.arange(n_components)]
     vectors = vectors * np.where(largest < 0, -1.0, 1.0)
     rows = np.column_stack([np.ones(n_cells), covariates])
-    moved = np.einsum("nw,nwd->nd", rows, (shift @ vectors)[batch])
-    return (scaled @ vectors + moved - mean @ vectors).astype(np.float32), vectors.astype(np.float32)
+    added = np.einsum("nw,nwd->nd", rows, (shift @ vectors)[batch])
+    return (scaled @ vectors + added - mean @ vectors).astype(np.float32), vectors.astype(np.float32)

@@ -23,13 +23,13 @@ class SCEMENT(ComBat):
     and stays as it is, unless ``gene_set="union"``.
 
     **Use it** as ``combat``, on data put together from studies with different gene lists, and on many cells: fit and
-    components are made of sparse products, nothing of cells × genes is ever dense.
+    components are made of sparse products; cells × genes are dense in blocks of 2,048 cells at most.
 
     **Do not use it** where batches hold different cell types or proportions and these are not given as covariates:
     like ComBat it makes the mean of every gene equal in all batches, so it removes that biology. A marker gene of a
     type that one batch lacks may have no count there and then stays uncorrected. Statistically it is nothing new.
 
-    **Cost**: linear in non-zero entries, and for the components in cells × (non-zeros a cell)². `write` stores a dense
+    **Cost**: linear in cells; the fit itself in non-zero entries. `write` stores a dense
     layer, 4 bytes × cells × genes: for large data take ``embed()`` or ``correct(genes=...)`` instead.
 
     **Writes** ``obsm["X_scement"]`` (components of the corrected variable genes) and ``layers["scement"]`` (all
