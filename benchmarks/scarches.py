@@ -1,7 +1,7 @@
 """Architecture surgery against scvi-tools: CPU time of mapping a query, and where its cells land.
 
 Both train a reference on two chemistries of blood cells with the network that scArches recommends, then map the third
-for 100 epochs, on one thread; the mapping alone is timed. Its quality is the label accuracy of the query's cells by
+for 200 epochs, on one thread; the mapping alone is timed. Its quality is the label accuracy of the query's cells by
 their 15 nearest neighbours in the reference. Run ``python benchmarks/scarches.py`` with TENFOLD_REFERENCE_PYTHON set.
 """
 
@@ -21,8 +21,8 @@ sys.path.insert(0, str(ROOT / "evidence"))
 from recording import DATA, record, run_apart, sha256, version, write  # noqa: E402
 
 NAME, SEEDS = "pbmc_3chem", (0,)
-QUERIES = ("3pv1", "5p")
-EPOCHS, QUERY_EPOCHS, TOLERANCE = 100, 100, 0.03
+QUERIES = ("3pv1",)
+EPOCHS, QUERY_EPOCHS, TOLERANCE = 100, 200, 0.03
 
 _CELLS = """
 import anndata, pandas, torch
@@ -98,7 +98,7 @@ def main() -> None:
                 print(name, seed, who, {key: round(value, 3) for key, value in runs[who][-1].items()}, flush=True)
     ours, theirs = ({key: np.array([run[key] for run in of]) for key in of[0]} for of in runs.values())
     shared = {
-        "claim": f"{QUERY_EPOCHS} epochs on each of {' and '.join(QUERIES)} in turn, {len(SEEDS)} seed, one thread",
+        "claim": f"{QUERY_EPOCHS} epochs on {' and '.join(QUERIES)}, {len(SEEDS)} seed, one thread",
         "dataset": NAME, "digest": sha256(path), "reference": version("scvi-tools"),
     }  # fmt: skip
     accuracy, expected = float(ours["accuracy"].mean()), float(theirs["accuracy"].mean())
