@@ -10,6 +10,7 @@ are the same to the last bit for any number.
 # mypy: disable-error-code="no-untyped-def"
 from __future__ import annotations
 
+from functools import lru_cache
 from typing import NamedTuple
 
 import numpy as np
@@ -102,8 +103,18 @@ def value_and_gradients(
     """
     per_cell = level is None and log_theta is not None and log_theta.ndim == 2
     inputs = _inputs(counts, logits, log_size, log_theta, level, dropout_logits)
-    weight = torch.full((len(counts),), 1.0 / max(len(counts), 1))
-    return _run(_CODES[likelihood], _LINKS[link], per_cell, inputs, weight, True, bias)
+    return _run(_CODES[likelihood], _LINKS[link], per_cell, inputs, _equal_weights(len(counts)), True, bias)
+
+
+@lru_cache(maxsize=8)
+def _equal_weights(n: int) -> Tensor:
+    """What each of n cells counts in their mean."""
+    return torch.full((n,), 1.0 / max(n, 1))
+
+
+@lru_cache(maxsize=8)
+def _one_level(n: int) -> Tensor:
+    return torch.zeros(n, dtype=torch.int64)
 
 
 def _inputs(
@@ -120,7 +131,7 @@ def _inputs(
         logits.contiguous(),
         log_size.contiguous(),
         none if log_theta is None else torch.atleast_2d(log_theta).contiguous(),
-        torch.zeros(len(counts), dtype=torch.int64) if level is None else level.to(torch.int64).contiguous(),
+        _one_level(len(counts)) if level is None else level.to(torch.int64).contiguous(),
         none if dropout_logits is None else dropout_logits.contiguous(),
     )
 
@@ -130,8 +141,7 @@ class _CountNLL(torch.autograd.Function):
     def forward(ctx, code, link, counts, level, logits, log_size, log_theta, dropout_logits):
         per_cell = level is None and log_theta is not None and log_theta.ndim == 2
         inputs = _inputs(counts, logits, log_size, log_theta, level, dropout_logits)
-        weight = torch.full((len(counts),), 1.0 / max(len(counts), 1))
-        nll, gradients = _run(code, link, per_cell, inputs, weight, any(ctx.needs_input_grad))
+        nll, gradients = _run(code, link, per_cell, inputs, _equal_weights(len(counts)), any(ctx.needs_input_grad))
         ctx.how = code, link, per_cell, counts
         ctx.theta_shape = None if log_theta is None else log_theta.shape
         ctx.save_for_backward(*inputs[1:], *gradients[:-1])

@@ -82,12 +82,16 @@ def plain_terms(net: ConditionalVAE, batch: Batch, kl_weight: float) -> dict[str
     first: Any = encoder.hidden.layers[0]
     second: Any = decoder.hidden.layers[0]
     told = [first.of_covariates(net.encoder_covariates(batch)), second.of_covariates(net.covariates(batch))]
+    # One by one: asking a module for its parameters takes as long as a small layer.
+    norm, norm_2, heads, head, dropout_head = (
+        first.batch_norm, second.batch_norm, encoder.heads, decoder.mean_head, decoder.dropout_head,
+    )  # fmt: skip
     weights = [
-        first.weight, *first.batch_norm.parameters(), *encoder.heads.parameters(), second.weight,
-        *second.batch_norm.parameters(), *decoder.mean_head.parameters(), decoder.log_theta,
+        first.weight, norm.weight, norm.bias, heads.weight, heads.bias, second.weight, norm_2.weight, norm_2.bias,
+        head.weight, head.bias, decoder.log_theta,
     ]  # fmt: skip
-    if decoder.dropout_head is not None:
-        weights += decoder.dropout_head.parameters()
+    if dropout_head is not None:
+        weights += [dropout_head.weight, dropout_head.bias]
     trigger = next((weight for weight in weights if weight is not None and weight.requires_grad), None)
     loss, nll, kl = _PlainLoss.apply(net, batch, kl_weight, weights, trigger, *told)
     return {"loss": loss, "nll": nll, "kl": kl}
