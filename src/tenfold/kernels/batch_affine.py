@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from functools import partial
+
 import numpy as np
 from numba import njit
 from scipy import sparse
@@ -71,15 +73,16 @@ def column_products(matrix: sparse.csr_matrix) -> np.ndarray:
     upper = np.zeros((p, p))
     for start in range(0, n, _ROWS_AT_ONCE):
         indptr = matrix.indptr[start : start + _ROWS_AT_ONCE + 1]
-        starts, entries, ends = _by_column(indptr, matrix.indices, p)
+        lists = _by_column(indptr, matrix.indices, p)
         # Threads own ranges of first columns, so that they need no copies of the result.
-        in_threads(
-            lambda first, last, parts=(starts, entries, ends): _products(
-                *parts, matrix.indices, matrix.data, first, last, upper
-            ),
-            p,
-        )
+        in_threads(partial(_add_products, upper, matrix, lists), p)
     return np.asarray(upper + np.triu(upper, 1).T)
+
+
+def _add_products(
+    upper: np.ndarray, matrix: sparse.csr_matrix, lists: tuple[np.ndarray, ...], first: int, last: int
+) -> None:
+    _products(*lists, matrix.indices, matrix.data, first, last, upper)
 
 
 def scaled_rows(matrix: sparse.csr_matrix, batch: np.ndarray, slope: np.ndarray) -> sparse.csr_matrix:
