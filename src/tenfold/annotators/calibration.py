@@ -52,6 +52,11 @@ class Calibration(NamedTuple):
         return tempered(scores, self.temperature)
 
 
+def smoothed(shares: np.ndarray, n_votes: float) -> np.ndarray:
+    """Return shares of votes with one more vote, spread over all labels: of few votes, none does not mean never."""
+    return (n_votes * shares + 1 / shares.shape[1]) / (n_votes + 1)
+
+
 def tempered(scores: np.ndarray, temperature: float) -> np.ndarray:
     """Return scores^(1 / temperature) divided by their sum over labels, shape (n_cells, n_labels), float32."""
     logits = np.log(np.maximum(scores, TINY), dtype=np.float64) / temperature

@@ -14,8 +14,11 @@ from tenfold.kernels.sparse_linear import csr_product
 MEMORY = 10
 #: Share of stored entries above which a dense product is faster, and the most entries that are made dense for it.
 DENSE, LARGEST_DENSE = 0.15, 2**28
+#: Gradients below this need products in float64.
+FINE = 1e-5
 #: The slope at the end of a line search, as a share of that at its start, and trials at most.
 SLOPE, TRIALS = 0.3, 12
+TINY = np.finfo(float).tiny
 
 
 class Scaled(NamedTuple):
@@ -61,7 +64,7 @@ def fit_one_vs_rest(
     Weights of the scaled genes and, as last column, the offset, shape (n_labels, n_genes + 1), float64.
     """
     n_cells, n_genes = cells.x.shape
-    x: Any = cells.x
+    x: Any = cells.x if tol >= FINE else cells.x.astype(np.float64)
     if x.nnz > DENSE * n_cells * n_genes and n_cells * n_genes < LARGEST_DENSE:
         x = x.toarray()
     transposed = x.T if isinstance(x, np.ndarray) else x.T.tocsr()
@@ -102,10 +105,10 @@ def _gradient(transposed: Any, shift: np.ndarray, residual: np.ndarray) -> np.nd
 
 
 def _times(x: Any, matrix: np.ndarray) -> np.ndarray:
-    """Return a product in float32, which is then as exact as expression is known."""
-    narrow = matrix.astype(np.float32)
-    found = x @ narrow if isinstance(x, np.ndarray) else csr_product(x, narrow)
-    return found.astype(np.float64)
+    """Return a product with the precision of `x`, as float64."""
+    same = matrix.astype(x.dtype)
+    found = x @ same if isinstance(x, np.ndarray) else csr_product(x, same)
+    return found.astype(np.float64, copy=False)
 
 
 def _line_search(
@@ -128,7 +131,7 @@ def _line_search(
         if not open_.any():
             break
         low, high = np.where(slope < 0, length, low), np.where(slope < 0, high, length)
-        newton = length - slope / np.maximum(curvature, np.finfo(float).tiny)
+        newton = length - slope / np.maximum(curvature, TINY)
         outside = (newton <= low) | (newton >= high)
         middle = np.where(np.isfinite(high), (low + high) / 2, 2 * np.maximum(low, 1e-3))
         length = np.where(open_, np.where(outside, middle, newton), length)
@@ -151,18 +154,18 @@ class _Memory:
 
     def apply(self, gradient: np.ndarray) -> np.ndarray:
         """Return the inverse Hessian, as far as it is known, times the gradient."""
-        out, shares, weights = gradient.copy(), [], []
-        for step, change in zip(reversed(self.steps), reversed(self.changes), strict=True):
-            weight = 1 / np.maximum(_dot(step, change), np.finfo(float).tiny)
-            share = weight * _dot(step, out)
-            out -= share[:, None] * change
-            shares.append(share)
-            weights.append(weight)
+        out, shares = gradient.copy(), []
+        # A pair that rounding has left without curvature says nothing.
+        curvatures = [_dot(step, change) for step, change in zip(self.steps, self.changes, strict=True)]
+        weights = [np.where(found > 0, 1 / np.maximum(found, TINY), 0.0) for found in curvatures]
+        for step, change, weight in zip(self.steps[::-1], self.changes[::-1], weights[::-1], strict=True):
+            shares.append(weight * _dot(step, out))
+            out -= shares[-1][:, None] * change
         if self.steps:
-            out *= (_dot(self.steps[-1], self.changes[-1]) / _dot(self.changes[-1], self.changes[-1]))[:, None]
-        for step, change, share, weight in zip(
-            self.steps, self.changes, reversed(shares), reversed(weights), strict=True
-        ):
+            known = curvatures[-1] > 0
+            square = np.maximum(_dot(self.changes[-1], self.changes[-1]), TINY)
+            out *= np.where(known, curvatures[-1] / square, 1.0)[:, None]
+        for step, change, weight, share in zip(self.steps, self.changes, weights, shares[::-1], strict=True):
             out += (share - weight * _dot(change, out))[:, None] * step
         return out
 
