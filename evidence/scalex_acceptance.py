@@ -19,7 +19,7 @@ from tenfold.integrate._neighbors import nearest
 from tenfold.integrate._trial import components
 from tenfold.integrate.scalex import SCALEX
 
-EPOCHS = 150
+EPOCHS = 80
 MODES = ("eval", "domain", "reference")
 NAME = "pbmc_3chem"
 

@@ -20,7 +20,7 @@ BAR, N_GENES = 0.9, 100
 
 def main() -> None:
     warnings.simplefilter("ignore")
-    adata = tf.data.simulate(3_000, 1_000, n_types=5, n_batches=2, batch_strength=0.5, depth=2_000.0, seed=0)
+    adata = tf.data.simulate(1_200, 500, n_types=4, n_batches=2, batch_strength=0.5, depth=1_000.0, seed=0)
     kind, batch = adata.obs["cell_type"].to_numpy(), adata.obs["batch"].to_numpy()
     target = (kind == "type_1") & (batch == "batch_2")
     lognorm = Inputs(adata, {}).lognorm
@@ -34,7 +34,7 @@ def main() -> None:
         for column in means:
             name = f"{column}, original's types" if as_reference and column == "predicted" else column
             found.setdefault(name, float(np.corrcoef(means[column].to_numpy()[changed], truth[changed])[0, 1] ** 2))
-    shared = {"dataset": "simulated, 3,000 x 1,000, additive perturbation", "digest": digest}
+    shared = {"dataset": "simulated, 1,200 x 500, additive perturbation", "digest": digest}
     claim, metric = "response of a type left out", f"R2 of means of the {N_GENES} most changed genes"
     value, original = found["predicted"], found["predicted, original's types"]
     records = [

@@ -15,7 +15,7 @@ from recording import DATA, record, sha256, write
 
 import tenfold as tf
 
-EPOCHS = 150
+EPOCHS = 80
 NAME = "pbmc_3chem"
 
 
