@@ -87,9 +87,10 @@ class Confident(Annotator):
         """Return how unlike the reference each cell is, and which are called new at a false discovery rate.
 
         Two scores are compared with those of held-out labelled cells: the mean distance to the ten nearest reference
-        cells in 50 principal components, which finds distinct new types, and the energy of a logistic regression of
-        the labels on them (Liu et al. 2020, doi 10.48550/arXiv.2010.03759), which finds subtle ones. Neither is
-        confidence: a distinct new type can have higher confidence than known cells.
+        cells in 50 principal components, in units of what is usual for the type that the cell looks like, which finds
+        distinct new types; and the energy of a logistic regression of the labels on them (Liu et al. 2020, doi
+        10.48550/arXiv.2010.03759), which finds subtle ones. Neither is confidence: a distinct new type can have higher
+        confidence than known cells.
 
         Parameters
         ----------

@@ -1,7 +1,8 @@
 """Whether a cell is of a type that the reference does not have: two scores, a p-value, calls with a bounded error.
 
 Confidence does not tell: a distinct new type can be labelled with higher confidence than known cells. Distance from the
-reference finds distinct types and misses subtle ones, energy the other way round; so both are asked.
+reference finds distinct types and misses subtle ones, energy the other way round; so both are asked. Types differ in
+how far apart their cells lie, so distance is measured in units of what is usual for the type that a cell looks like.
 """
 
 from __future__ import annotations
@@ -26,7 +27,6 @@ if TYPE_CHECKING:
 MOST_CELLS, MOST_GENES, COMPONENTS = 10_000, 2000, 50
 #: Nearest reference cells whose mean distance counts.
 NEIGHBORS = 10
-DEPTH = 1e4
 
 
 def one_class_pvalues(scores: np.ndarray, calibration: np.ndarray) -> np.ndarray:
@@ -72,29 +72,38 @@ class Detector(NamedTuple):
     ----------
     genes
         Names of the genes that it reads, shape (n_genes,).
+    depth
+        Counts that each cell is scaled to before the logarithm: the reference's median. With more, the noise of shallow
+        cells would make them look far from everything.
     mean, components
         Of the principal components of the reference's log-expression, shapes (n_genes,) and (n_components, n_genes).
     cells
         Reference cells in these components, shape (n_reference, n_components), float32.
     planes, offsets
         Of a logistic regression of the labels on the components, (n_labels, n_components) and (n_labels,).
+    spread
+        Distance that is usual among reference cells which look like each label, shape (n_labels,).
     calibration
         Cells that are known not to be new, in these components, shape (n_calibration, n_components).
     """
 
     genes: np.ndarray
+    depth: float
     mean: np.ndarray
     components: np.ndarray
     cells: np.ndarray
     planes: np.ndarray
     offsets: np.ndarray
+    spread: np.ndarray
     calibration: np.ndarray
 
     @classmethod
     def of(cls, data: Inputs, codes: np.ndarray, held: np.ndarray, seed: int = 0) -> Detector:
         """Learn from labelled cells, and calibrate on those that are `held` out, a mask of shape (n_cells,)."""
         rows = _sampled(np.flatnonzero(~held), codes, seed)
-        everything = _expression(data, data.gene_names, np.isin(np.arange(data.n_cells), rows))
+        whole: Any = data.counts_on_disk
+        depth = float(np.median(cell_sums(data.counts if whole is None else whole)))
+        everything = _expression(data, data.gene_names, depth, np.isin(np.arange(data.n_cells), rows))
         squares = everything.copy()
         squares.data **= 2
         spread = np.asarray(squares.mean(axis=0) - np.square(everything.mean(axis=0))).ravel()
@@ -104,9 +113,10 @@ class Detector(NamedTuple):
         planes, offsets = _regression(found.embedding, codes[rows], int(codes.max()) + 1)
         names = data.gene_names[columns]
         fresh = cls(
-            names, found.mean, found.components, found.embedding, planes, offsets,
-            np.zeros((0, len(found.components)), np.float32),
+            names, depth, found.mean, found.components, found.embedding, planes, offsets,
+            np.ones(len(planes)), np.zeros((0, len(found.components)), np.float32),
         )  # fmt: skip
+        fresh = fresh._replace(spread=fresh._usual())
         return fresh.calibrated(fresh.embed(data, held)) if held.any() else fresh
 
     def calibrated(self, embedded: np.ndarray) -> Detector:
@@ -115,20 +125,36 @@ class Detector(NamedTuple):
 
     def embed(self, data: Inputs, mask: np.ndarray | None = None) -> np.ndarray:
         """Return cells in the components, (n_cells or cells in the mask, n_components), float32."""
-        x = _expression(data, self.genes, mask)
+        x = _expression(data, self.genes, self.depth, mask)
         return np.asarray(x @ self.components.T - self.mean @ self.components.T, dtype=np.float32)
 
     def scores(self, embedded: np.ndarray) -> np.ndarray:
         """Return distance and energy of cells, shape (n_cells, 2); large is novel.
 
-        Mean distance to the `NEIGHBORS` nearest reference cells; minus log of the sum of exponentials of the scores of
-        the labels.
+        Mean distance to the `NEIGHBORS` nearest reference cells, divided by what is usual for the label that the cell
+        looks like; minus log of the sum of exponentials of the scores of the labels.
         """
         from tenfold.kernels.knn import knn
 
         _, distances = knn(embedded, self.cells, min(NEIGHBORS, len(self.cells)))
-        energy = -logsumexp(embedded.astype(np.float64) @ self.planes.T + self.offsets, axis=1)
-        return np.stack([distances.mean(axis=1, dtype=np.float64), energy], axis=1)
+        logits = self._logits(embedded)
+        far = distances.mean(axis=1, dtype=np.float64) / self.spread[logits.argmax(axis=1)]
+        return np.stack([far, -logsumexp(logits, axis=1)], axis=1)
+
+    def _logits(self, embedded: np.ndarray) -> np.ndarray:
+        return embedded.astype(np.float64) @ self.planes.T + self.offsets
+
+    def _usual(self) -> np.ndarray:
+        """Return the geometric mean over reference cells which look like each label of their distance to others."""
+        from tenfold.kernels.knn import knn
+
+        k = min(NEIGHBORS, len(self.cells) - 1)
+        _, distances = knn(self.cells, None, k + 1)
+        own = np.log(np.maximum(distances[:, 1:].mean(axis=1, dtype=np.float64), 1e-12))
+        label = self._logits(self.cells).argmax(axis=1)
+        sizes = np.bincount(label, minlength=len(self.planes))
+        sums = np.bincount(label, weights=own, minlength=len(self.planes))
+        return np.exp(np.where(sizes > 0, sums / np.maximum(sizes, 1), own.mean()))
 
     def novelty(self, embedded: np.ndarray, fdr: float = 0.1) -> pd.DataFrame:
         """Return scores, p-values and calls; see `AnnotatorMethod.novelty` for the columns."""
@@ -152,13 +178,13 @@ class Detector(NamedTuple):
         })  # fmt: skip
 
 
-def _expression(data: Inputs, genes: np.ndarray, mask: np.ndarray | None) -> sparse.csr_matrix:
-    """Return log(1 + counts per 10,000) of genes by name, of the cells in the mask; missing genes are empty."""
+def _expression(data: Inputs, genes: np.ndarray, depth: float, mask: np.ndarray | None) -> sparse.csr_matrix:
+    """Return log(1 + counts per `depth`) of genes by name, of the cells in the mask; missing genes are empty."""
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", UserWarning)  # the annotator has said already that genes are missing
         match = match_genes(data.adata.var_names, genes)
     whole: Any = data.counts_on_disk
-    factor = (DEPTH / np.maximum(cell_sums(data.counts if whole is None else whole), 1)).astype(np.float32)
+    factor = (depth / np.maximum(cell_sums(data.counts if whole is None else whole), 1)).astype(np.float32)
     parts = []
     in_memory = whole is None
     for rows, chunk in row_chunks(data.counts if in_memory else data.counts_of(match.columns), "reading cells"):
