@@ -82,7 +82,8 @@ def column_products(matrix: sparse.csr_matrix) -> np.ndarray:
 def _add_products(
     upper: np.ndarray, matrix: sparse.csr_matrix, lists: tuple[np.ndarray, ...], first: int, last: int
 ) -> None:
-    _products(*lists, matrix.indices, matrix.data, first, last, upper)
+    starts, entries, ends = lists
+    _products(starts, entries, ends, matrix.indices, matrix.data, first, last, upper)
 
 
 def scaled_rows(matrix: sparse.csr_matrix, batch: np.ndarray, slope: np.ndarray) -> sparse.csr_matrix:
