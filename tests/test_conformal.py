@@ -296,6 +296,16 @@ def test_an_empty_set_is_shown_as_one(model, parts):
     assert list(found.index) == ["0", "1"]
 
 
+def test_sets_are_rolled_up_an_ontology(parts, model):
+    from tenfold.annotators.ontology import Ontology
+
+    parents = {"cell": (), "left": ("cell",), "type_1": ("left",), "type_2": ("left",), "type_3": ("cell",)}
+    sets = model.predict_sets(parts[1], alpha=0.05)
+    found = dict(zip(sets.labels, sets.rolled_up(Ontology(parents, {})), strict=True))
+    assert found["type_1"] == "type_1" and found["type_1|type_2"] == "left {type_1, type_2}"
+    assert found["type_1|type_3"] == "cell {type_1, type_3}" and found["type_1|type_4"] == "type_1|type_4"
+
+
 def test_named_errors(parts, model):
     with pytest.raises(ParameterError, match="Did you mean 'mondrian'"):
         model.predict_sets(parts[1], method="mondrain")

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import numpy as np
 
-from tenfold.errors import DataError, FileFormatError
+from tenfold.errors import DataError, FileFormatError, closest
 
 #: Term that all cell types descend from.
 ROOT = "cell"
@@ -43,6 +43,31 @@ class Ontology:
                 found.add(above)
                 waiting += self.parents.get(above, ())
         return found
+
+    def common_ancestor(self, labels: list[str]) -> str | None:
+        """Return the deepest term that all of these are, or are a kind of; None if there is none."""
+        terms = [self.find(label) for label in labels]
+        above = [{term, *self.ancestors(term)} for term in terms if term is not None]
+        shared = set.intersection(*above) if len(above) == len(labels) else set()
+        return max(sorted(shared), key=self.depth, default=None)
+
+    def under_labels(self, labels: list[str]) -> dict[str, tuple[str, ...]]:
+        """Return ``parents`` with these labels in place of the terms that they name, for ``tf.metrics.ontology_f1``.
+
+        Raises
+        ------
+        DataError
+            A label is no term.
+        """
+        own: dict[str, str] = {}
+        for label in labels:
+            term = self.find(label)
+            if term is None:
+                raise DataError(f"The ontology has no term '{label}'.{closest(label, self.parents)}")
+            own[term] = label
+        return {
+            own.get(term, term): tuple(own.get(each, each) for each in above) for term, above in self.parents.items()
+        }
 
     def depth(self, term: str) -> int:
         """Return the fewest steps from a term up to ``"cell"`` (or to any term without parents)."""

@@ -17,6 +17,8 @@ if TYPE_CHECKING:
     import pandas as pd
     from anndata import AnnData
 
+    from tenfold.annotators.ontology import Ontology
+
 SetMethod = Literal["lac", "aps", "raps", "mondrian", "clustered", "group", "weighted"]
 #: Below this p-value the cells to label are not like the calibration cells.
 DOUBTFUL = 0.01
@@ -68,6 +70,21 @@ class PredictionSets:
     def labels(self) -> np.ndarray:
         """Each cell's set as ``"a|b|c"``, shape (n_cells,)."""
         return named(self.contains.to_numpy(), list(self.contains.columns))
+
+    def rolled_up(self, ontology: Ontology) -> np.ndarray:
+        """Return one term a cell: the deepest one above all labels of its set, with the set: ``"T cell {CD4, CD8}"``.
+
+        Parameters
+        ----------
+        ontology
+            As `tenfold.annotate.read_obo` reads it. Sets with a label that is no term of it stay ``"a|b"``.
+        """
+        found = {}
+        for joined in np.unique(self.labels):
+            labels = joined.split("|")
+            above = None if len(labels) == 1 else ontology.common_ancestor(labels)
+            found[joined] = joined if above is None else f"{above} {{{', '.join(labels)}}}"
+        return np.array([found[joined] for joined in self.labels], dtype=object)
 
     def by_cluster(self, clusters: np.ndarray, beta: float = 0.1) -> pd.Series:
         """Return the set of each cluster of cells: labels in the sets of at least 1 - `beta` of its cells.

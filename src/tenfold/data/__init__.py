@@ -16,7 +16,6 @@ if TYPE_CHECKING:
     from tenfold.data.backed import results
     from tenfold.data.bundled import pbmc
     from tenfold.data.genes import rename_genes
-    from tenfold.data.ontology import read_ontology
     from tenfold.data.reading import read, read_mudata
     from tenfold.data.simulation import plant_batch, simulate
     from tenfold.data.writing import write
@@ -26,7 +25,6 @@ _FUNCTIONS = {
     "plant_batch": "simulation",
     "read": "reading",
     "read_mudata": "reading",
-    "read_ontology": "ontology",
     "rename_genes": "genes",
     "results": "backed",
     "simulate": "simulation",
@@ -36,7 +34,7 @@ _FUNCTIONS = {
 _MODULES = ("splits", "stress")
 
 __all__ = [
-    "pbmc", "plant_batch", "read", "read_mudata", "read_ontology", "rename_genes", "results", "simulate", "splits",
+    "pbmc", "plant_batch", "read", "read_mudata", "rename_genes", "results", "simulate", "splits",
     "stress", "write",
 ]  # fmt: skip
 

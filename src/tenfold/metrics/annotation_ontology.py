@@ -1,7 +1,7 @@
 """Agreement of labels that are terms of an ontology: a parent of the truth is less wrong than a stranger.
 
-`parents` gives the direct parents of each term, as `tenfold.data.read_ontology` reads them from an OBO file. A label
-that is no term has itself as its only ancestor.
+`parents` gives the direct parents of each label: ``tf.annotate.read_obo(path).under_labels(labels)`` reads them from an
+OBO file. A label that is no term has itself as its only ancestor.
 """
 
 from __future__ import annotations
