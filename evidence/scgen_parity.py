@@ -1,7 +1,7 @@
 """scGen: with the weights of an scgen 2.1.0 model, its loss, its batch removal, and its time at equal epochs.
 
-Needs scgen 2.1.0 beside scvi-tools in the environment of TENFOLD_REFERENCE_PYTHON; what scgen imports from older versions
-of scvi-tools, and its plotting, are stood in for. Run ``python evidence/scgen_parity.py``.
+Needs scgen 2.1.0 beside scvi-tools in the environment of TENFOLD_REFERENCE_PYTHON; what scgen imports from older
+versions of scvi-tools, and its plotting, are stood in for. Run ``python evidence/scgen_parity.py``.
 """
 
 from __future__ import annotations

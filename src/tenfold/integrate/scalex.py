@@ -33,8 +33,8 @@ class SCALEX(ExpressionMethod):
 
     **Do not use it** where batches hold different cell types and ``inference`` is ``"domain"`` or ``"reference"``: both
     standardise the units of the encoder within a batch, which mixes batches whatever is in them. In our check on blood
-    cells a type that one batch alone had lost 7 to 9 % of its neighbours to other types, in all three ways.
-    Cross-entropy of log values is not a likelihood: losses of different data are not to be compared.
+    cells a type that one batch alone had lost neighbours to other types, in all three ways. Cross-entropy of
+    log values is not a likelihood: losses of different data are not to be compared.
 
     **Cost**: linear in cells × genes × epochs; at most 20,000 minibatches by default, whatever the number of cells.
 
