@@ -29,8 +29,8 @@ def rows_of_sets(rows: SparseRows, starts: np.ndarray, sets: np.ndarray, n_sets:
     `sets`: times a matrix with one row a pair, they are a linear map of each set's genes.
     """
     arrays = rows.indptr.cpu().numpy(), rows.indices.cpu().numpy(), rows.values.detach().cpu().numpy()
-    parts = [torch.from_numpy(part) for part in _spread(*arrays, starts, sets, n_sets)]
-    return SparseRows(*parts, n_columns=len(sets)).to(rows.device)
+    indptr, columns, values = (torch.from_numpy(part) for part in _spread(*arrays, starts, sets, n_sets))
+    return SparseRows(indptr, columns, values, len(sets)).to(rows.device)
 
 
 def set_product(rows: SparseRows, weight: Tensor) -> Tensor:

@@ -48,7 +48,7 @@ class SetTokens(nn.Module):
         Blocks normalise each token to one length, so that of a token far from zero they see next to no change where
         all genes of its set rise or fall together.
         """
-        self.bias -= self(mean)[0]
+        self.bias.sub_(self(mean)[0])
 
 
 class SetTransformer(nn.Module):
