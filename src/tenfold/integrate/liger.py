@@ -32,8 +32,8 @@ class LIGER(Method, FixedEmbedder):
 
     **Do not use it** where integration must leave a sample alone whose batches do not differ: quantiles are mapped in
     any case, so cells of a common factor get equal distributions in all batches, also where they truly differ.
-    Antonsson & Melsted (2025) found it among the methods that alter data most; here the alignment alone lost 16 % of the
-    nearest neighbours of samples split at random, and blood cells of types that one batch lacks mixed with others
+    Antonsson & Melsted (2025) found it among the methods that alter data most; here the alignment alone lost 16 % of
+    the nearest neighbours of samples split at random, and blood cells of types that one batch lacks mixed with others
     (evidence: purity 0.86 against 0.91 before). Factors depend on the random start.
 
     **Cost**: linear in non-zero entries × factors; everything goes through sparse products. Memory is that of the
