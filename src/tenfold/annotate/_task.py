@@ -28,7 +28,7 @@ class Annotation(ComparedTask):
     name = "annotate"
     baseline = "majority"
     companions = ("knn", "logistic", "svm")
-    recommended = ("knn", "logistic", "svm")
+    recommended = ("knn", "logistic", "svm", "random_forest", "singler")
     needs = ("labels",)
     accepts = ("batch", "layer")
 
