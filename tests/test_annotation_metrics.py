@@ -208,3 +208,21 @@ def test_near_misses_cost_less(cells):
         ("same", "parent", "child", "sibling", "other"), 0.2
     )
     assert score(metrics.ontology_credit, "Unknown") == 0
+
+
+def test_markers_are_high_in_their_type() -> None:
+    rng = np.random.default_rng(0)
+    told = np.repeat(["B", "T", "NK"], 50)
+    x = rng.random((150, 4))
+    x[:50, 0] += 1
+    x[50:100, 1] += 0.5
+    found = metrics.marker_auroc(
+        x, ["b", "t", "n", "o"], told, {"B": ["b"], "T": ["none", "t"], "NK": ["n"], "x": ["z"]}
+    )
+    assert found["B"] == 1 and 0.8 < found["T"] < 1 and 0.3 < found["NK"] < 0.7 and "x" not in found
+    from scipy import sparse
+
+    assert metrics.marker_auroc(sparse.csr_matrix(x), ["b", "t", "n", "o"], told, {"B": ["b"]}) == {"B": 1.0}
+    assert np.isnan(metrics.marker_auroc(x, ["b", "t", "n", "o"], told, {"DC": ["b"]})["DC"])
+    with pytest.raises(DataError, match="None of the markers"):
+        metrics.marker_auroc(x, ["b", "t", "n", "o"], told, {"B": ["MS4A1"]})

@@ -125,3 +125,11 @@ def test_panels_and_noise(cells):
     noisy = stress.label_noise(labels, 0.25)
     assert (noisy != labels).mean() == 0.25 and set(noisy) == set(labels)
     assert (stress.label_noise(labels, 0.0) == labels).all()
+
+
+def test_libraries_are_read_from_barcodes(cells):
+    assert splits.barcode_groups(cells) is None
+    named = cells[:6].copy()
+    named.obs_names = [f"ACGTACGTAC{'ACGTNA'[i]}-{i % 2 + 1}" for i in range(6)]
+    assert list(splits.barcode_groups(named)) == ["1", "2"] * 3
+    assert splits.barcode_groups(named[::2].copy()) is None, "one library"

@@ -44,6 +44,11 @@ class Annotation(ComparedTask):
                 "shown. What is shown is optimistic: cells of the same sample stand on both sides. Name the column of "
                 "samples or donors with batch=, or judge on another data set."
             )
+            if splits.barcode_groups(adata) is not None:
+                sentence += (
+                    " The names of the cells hold numbers of libraries: obs['library'] = "
+                    "tf.data.splits.barcode_groups(adata) makes a column of them."
+                )
             return Assessment("optimistic numbers only", sentence, rule, numbers)
         split = splits.leave_batch_out(adata, roles["batch"], roles["labels"], seed)
         unseen = sorted({label for fold in split for label in fold.unseen})

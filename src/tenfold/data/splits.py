@@ -18,8 +18,8 @@ from tenfold.data import check
 from tenfold.errors import DataError, ParameterError
 
 __all__ = [
-    "Fold", "Split", "check_nested", "few_shot", "inner_split", "leave_batch_out", "leave_cell_type_out",
-    "leave_dataset_out", "leave_donor_out", "random_cv",
+    "Fold", "Split", "barcode_groups", "check_nested", "few_shot", "inner_split", "leave_batch_out",
+    "leave_cell_type_out", "leave_dataset_out", "leave_donor_out", "random_cv",
 ]  # fmt: skip
 
 #: Above this many groups they are gathered into folds.
@@ -252,6 +252,19 @@ def inner_split(
     split = random_cv(adata, labels, max(2, round(1 / share)), seed)
     words = "fewer than three batches: cells of the same batches calibrate, which is optimistic for a new batch"
     return split.folds[0].train, split.folds[0].test, words
+
+
+def barcode_groups(adata: AnnData) -> pd.Series | None:
+    """Return what the names of cells say of their samples: the number behind 10x barcodes (``ACGT...-2``).
+
+    Where no column names the batch of each cell, these are the best guess: one number a library.
+
+    Returns
+    -------
+    One number a cell, as text, for an obs column; ``None`` where the names hold none, or all the same.
+    """
+    found = adata.obs_names.to_series().astype(str).str.extract(r"^[ACGTN]{8,}-(\d+)$")[0]
+    return None if found.isna().any() or found.nunique() < 2 else found
 
 
 # ---- shared ----------------------------------------------------------------------------------------------------------

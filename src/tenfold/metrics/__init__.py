@@ -45,6 +45,7 @@ if TYPE_CHECKING:
         reliability,
     )
     from tenfold.metrics.annotation_intervals import Interval, bootstrap_interval, paired_permutation
+    from tenfold.metrics.annotation_markers import marker_auroc
     from tenfold.metrics.annotation_ontology import (
         ontology_credit,
         ontology_distance,
@@ -94,6 +95,7 @@ _HOMES = {
         "accuracy_auroc", "aurc", "brier", "ece", "nll", "novel_aupr", "novel_auroc", "novel_fpr95", "reliability",
     ),
     "annotation_intervals": ("Interval", "bootstrap_interval", "paired_permutation"),
+    "annotation_markers": ("marker_auroc",),
     "annotation_ontology": (
         "ontology_credit", "ontology_distance", "ontology_f1", "ontology_jaccard", "ontology_relations",
     ),
@@ -129,7 +131,7 @@ __all__ = [  # noqa: RUF022  (by family)
     "balanced_accuracy", "cohen_kappa", "matthews", "label_scores",
     "aurc", "accuracy_auroc", "novel_auroc", "novel_aupr", "novel_fpr95", "ece", "brier", "nll", "reliability",
     "ontology_credit", "ontology_jaccard", "ontology_distance", "ontology_f1", "ontology_relations",
-    "Interval", "bootstrap_interval", "paired_permutation",
+    "marker_auroc", "Interval", "bootstrap_interval", "paired_permutation",
     "Autocorrelation", "chaos", "moran", "pas",
     "METRICS", "Beyond", "Corrected", "MetricInfo", "MetricScore", "integration_metrics",
 ]  # fmt: skip
