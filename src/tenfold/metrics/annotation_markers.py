@@ -44,7 +44,7 @@ def marker_auroc(
 
     References
     ----------
-    Soneson & Robinson (2018), doi:10.1038/nmeth.4612 (AUROC of marker genes).
+    Fawcett (2006), doi:10.1016/j.patrec.2005.10.010 (AUROC).
     """
     told = groups(np.asarray(predicted).astype(str), "predicted", expression.shape[0])
     place = {str(name): column for column, name in enumerate(genes)}
