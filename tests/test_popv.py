@@ -22,6 +22,7 @@ from tenfold.annotators.voting_consensus import (
     ontology_vote,
     tally,
 )
+from tenfold.data.inputs import Inputs
 from tenfold.errors import DataError, FileFormatError, ParameterError
 
 OBO = """format-version: 1.2
@@ -217,6 +218,20 @@ def test_later_cells_are_labelled_by_the_members_that_can(parts, model, tmp_path
     without = fit(query, parts[0], ("knn_harmony", "knn_bbknn"))
     with pytest.raises(DataError, match="come after"):
         without.predict(later)
+
+
+def test_cells_without_counts_in_the_genes_are_unknown(parts):
+    reference, query, _ = parts
+    chosen = Inputs(reference, {}).variable_genes(50)
+    dense = query.X.toarray()
+    dense[3, chosen] = 0
+    assert dense[3].sum() > 0
+    some = ad.AnnData(sparse.csr_matrix(dense), obs=query.obs, var=query.var)
+    with pytest.warns(UserWarning, match="1 cells have no counts"):
+        model = fit(some, reference, ("svm", "knn_harmony"), n_top_genes=50)
+    assert model.predict()[3] == "Unknown" and (model.predict() == "Unknown").sum() == 1
+    assert model.consensus()["votes"].iloc[3] == 0
+    np.testing.assert_allclose(model.probabilities().iloc[3], 1 / 3, rtol=1e-5)
 
 
 def test_an_ontology_lets_ancestors_win(parts, obo):

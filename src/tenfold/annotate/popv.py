@@ -143,9 +143,12 @@ class PopV(Method, Annotator):
         groups = None if source.batch is None else source.batch.values
         hidden = np.zeros(both.n_cells, dtype=bool)
         hidden[known] = held_out(codes[known], groups, self.calibration, self.seed)
-        self.codes_ = np.where(hidden, -1, codes)
-        cells = self._cells(both, source, self.codes_)
-        shares, self.members_ = self._panel().fit(names, cells, self.codes_, data.run)
+        shown = np.where(hidden, -1, codes)
+        cells = self._cells(both, source, shown)
+        seen = _with_counts(cells)
+        self.codes_ = shown[seen]
+        found, self.members_ = self._panel().fit(names, cells[seen].copy(), self.codes_, data.run)
+        shares = {name: _over(share, seen) for name, share in found.items()}
         self._judge_agreement(shares, hidden, codes)
         asked = known if data.reference is None else ~known
         self.shares_ = {name: share[asked] for name, share in shares.items()}
@@ -221,7 +224,9 @@ class PopV(Method, Annotator):
         match = match_genes(adata.var_names, self.genes_)
         wide = match.widened(sparse.csr_matrix(data.counts[:, match.columns]))
         cells = AnnData(wide, obs=pd.DataFrame(index=adata.obs_names), var=pd.DataFrame(index=self.genes_))
-        shares = self._panel().ask(self.members_, cells, self.codes_)
+        seen = _with_counts(cells)
+        found = self._panel().ask(self.members_, cells[seen].copy(), self.codes_)
+        shares = {name: _over(share, seen) for name, share in found.items()}
         return shares, Reliability(**self.reliability_["new"])
 
     def _knows(self, adata: AnnData) -> bool:
@@ -329,6 +334,27 @@ class PopV(Method, Annotator):
         members = unpacked(state.pop("members_"))
         super()._restore(state)
         self.members_ = members
+
+
+def _with_counts(cells: AnnData) -> np.ndarray:
+    """Return which cells have counts in the genes that members read, shape (n_cells,), bool."""
+    seen = np.asarray(cells.X.sum(axis=1)).ravel() > 0
+    if not seen.any():
+        raise DataError("No cell has counts in the variable genes of the reference. Raise n_top_genes.")
+    if not seen.all():
+        warnings.warn(
+            f"{(~seen).sum():,} cells have no counts in the genes that the members read; their label is 'Unknown'. "
+            "Filter cells of few counts, or raise n_top_genes.",
+            stacklevel=2,
+        )
+    return seen
+
+
+def _over(share: np.ndarray, seen: np.ndarray) -> np.ndarray:
+    """Return what a member says of the cells that it has seen over all cells, 0 for the others."""
+    found = np.zeros((len(seen), share.shape[1]), dtype=np.float32)
+    found[seen] = share
+    return found
 
 
 def _share(mask: np.ndarray) -> float:
