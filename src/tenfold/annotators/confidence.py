@@ -113,7 +113,10 @@ class Confident(Annotator):
         self._check_fitted()  # type: ignore[attr-defined]  # of Method
         detector = self._detector()
         if detector is None:
-            raise DataError("The reference has too few cells or genes to say what is new to it.")
+            raise DataError(
+                "This annotator keeps no cells of its reference (too few, or a model that another tool trained), so it "
+                "cannot say what is new. Use tenfold.annotate.conformalize with labelled cells."
+            )
         return detector.novelty(detector.embed(self._reading(adata)), fdr).set_axis(adata.obs_names, axis=0)
 
     def _watch(self, source: Inputs, codes: np.ndarray, groups: np.ndarray | None) -> None:
