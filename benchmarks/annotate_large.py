@@ -23,7 +23,7 @@ from recording import record, run_apart  # noqa: E402
 
 import tenfold as tf  # noqa: E402
 
-METHODS = ("svm", "logistic")
+METHODS = ("svm", "logistic", "actinn")
 CELLS, GENES, DEPTH, REFERENCE = 1_000_000, 3000, 400, 12_000
 SECONDS, MEMORY_GB = 180.0, 3.0
 

@@ -50,6 +50,7 @@ ROLES: dict[str, str] = {
     "clusters": "obs column with clusters whose cells vote for one label",
     "sample": "obs column with the sample or slice",
     "spatial": "obsm key with coordinates",
+    "markers": "marker genes of each label: a dict of gene lists, a table with label and gene, or the path of one",
     "pathways": "gene sets: path of a .gmt file, or a dict of gene lists",
     "ontology": "path of an .obo file with cell types, such as the Cell Ontology",
     "pseudotime": "obs column with a reference pseudotime, NaN where a cell has none; compare scores by it",
