@@ -59,7 +59,7 @@ def test_labels_reach_the_other_batch_as_well_as_neighbours_in_scvi_carry_them(c
 def test_training_begins_as_scvi(cells, trained):
     alone = fit(cells, {"batch": "batch"}, SCVI, epochs=60).history
     first = trained.history.query("phase == 'train'").reset_index(drop=True)
-    np.testing.assert_allclose(first.train, alone.train, rtol=1e-6)
+    np.testing.assert_allclose(first.train, alone.train, rtol=1e-5)
     assert trained.history.query("phase == 'joint'").epoch.max() == 39
     assert (trained.history.query("phase == 'joint' and term == 'kl_weight'").train == 1).all()
 

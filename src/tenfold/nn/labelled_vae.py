@@ -11,6 +11,7 @@ from torch.nn import functional as F
 from tenfold.nn.autoencoder import Batch, ConditionalVAE, Posterior
 from tenfold.nn.encoders import GaussianEncoder
 from tenfold.nn.mlp import MLP, NOTHING, Covariates
+from tenfold.nn.normed import is_one_pass, normed_units
 from tenfold.nn.priors import Gaussian
 
 
@@ -19,7 +20,11 @@ class GaussianDecoder(GaussianEncoder):
 
     def forward(self, x: Any, covariates: Covariates = NOTHING) -> Gaussian:
         """Return the distribution of z₁ for each cell, shape (n_cells, n_latent)."""
-        mean, log_variance = self.heads(self.hidden(x, covariates)).split(self.n_latent, dim=1)
+        return self.of_hidden(self.hidden(x, covariates))
+
+    def of_hidden(self, h: Tensor) -> Gaussian:
+        """Return the distribution of z₁ given the last hidden layer, (n_cells, n_hidden)."""
+        mean, log_variance = self.heads(h).split(self.n_latent, dim=1)
         return Gaussian(mean, log_variance.exp())
 
 
@@ -65,6 +70,14 @@ class LabelledVAE(ConditionalVAE):
         self.label_encoder = GaussianEncoder(n_latent, n_latent, **told, **inside)
         self.label_decoder = GaussianDecoder(n_latent, n_latent, **told, **decoder_norms)
 
+    def encode(self, batch: Batch) -> Posterior:
+        """Return the approximate posterior of each cell."""
+        if self.library is not None or not is_one_pass(self.encoder.hidden):
+            return super().encode(batch)
+        layer: Any = self.encoder.hidden.layers[0]
+        a = layer.linear(self.encoder_input(batch), self.encoder_covariates(batch))
+        return Posterior(self.encoder.of_hidden(normed_units(a, layer)), None)
+
     def of_prior(self, z: Tensor) -> tuple[Tensor, Tensor]:
         """Bound the log prior density of each cell's z₁ from below, with every label weighed by its probability.
 
@@ -73,16 +86,37 @@ class LabelledVAE(ConditionalVAE):
         Σ π log p(z₁ | z₂, y) at a draw of z₂ for every label y, and Σ π KL(q(z₂ | z₁, y) ‖ N(0, I)) + KL(π ‖ uniform):
         their difference is the bound. Both of shape (n_cells,), in nats.
         """
-        n_cells, log_share = len(z), self.classifier(z).float().log_softmax(dim=1)
+        n_cells, log_share = len(z), self._logits(z).log_softmax(dim=1)
         share = log_share.exp()
         # All labels of all cells at once, label by label.
         each = z.repeat(self.n_labels, 1)
-        told = Covariates(torch.arange(self.n_labels, device=z.device).repeat_interleave(n_cells)[:, None])
-        below = _in_float32(self.label_encoder(each, told))
-        density = _in_float32(self.label_decoder(below.sample(), told)).log_density(each)
+        below = _in_float32(self._of_labels(self.label_encoder, z[None], n_cells))
+        above = self._of_labels(self.label_decoder, below.sample().view(self.n_labels, n_cells, -1), n_cells)
+        density = _in_float32(above).log_density(each)
         density, kl = (part.view(self.n_labels, n_cells).t() for part in (density, below.kl_from_standard()))
         kl_of_label = (share * (log_share + torch.tensor(self.n_labels, device=z.device).log())).sum(dim=1)
         return (share * density).sum(dim=1), (share * kl).sum(dim=1) + kl_of_label
+
+    def _of_labels(self, network: GaussianEncoder, x: Tensor, n_cells: int) -> Gaussian:
+        """Return what a network that is told the label says for every label, (n_labels · n_cells, n_latent).
+
+        `x` has shape (n_labels or 1, n_cells, n_latent).
+        """
+        block = network.hidden
+        if is_one_pass(block):
+            layer: Any = block.layers[0]
+            a = x @ layer.weight + layer.tables[0][:, None]
+            return network.of_hidden(normed_units(a.flatten(0, 1), layer))
+        told = torch.arange(self.n_labels, device=x.device).repeat_interleave(n_cells)[:, None]
+        return network(x.expand(self.n_labels, -1, -1).flatten(0, 1), Covariates(told))
+
+    def _logits(self, z: Tensor) -> Tensor:
+        """Return the classifier's logits, (n_cells, n_labels), float32."""
+        first: Any = self.classifier[0]
+        if isinstance(first, MLP) and is_one_pass(first):
+            layer: Any = first.layers[0]
+            return self.classifier[1](normed_units(z @ layer.weight, layer))
+        return self.classifier(z).float()
 
     def cell_terms(self, batch: Batch, posterior: Posterior) -> dict[str, Tensor]:
         """Return the parts of the negative evidence lower bound of each cell, at one draw, shape (n_cells,), in nats.
@@ -109,7 +143,7 @@ class LabelledVAE(ConditionalVAE):
 
         ``batch["label"]`` is below 0 where the label is not known.
         """
-        logits, label = self.classifier(posterior.z.mean).float(), batch["label"]
+        logits, label = self._logits(posterior.z.mean), batch["label"]
         total = F.cross_entropy(logits, label.clamp(min=-1), ignore_index=-1, reduction="sum")
         return total / (label >= 0).sum().clamp(min=1)
 

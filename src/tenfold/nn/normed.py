@@ -1,0 +1,59 @@
+"""A layer's units after its linear map, in one pass each way: batch norm, ReLU and dropout together."""
+
+# mypy: disable-error-code="no-untyped-def"
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from tenfold.kernels.hidden_layers import normed_backward, normed_forward, random_words
+from tenfold.nn.mlp import MLP
+
+_NO_WORDS = np.empty((0, 0), np.uint16)
+
+
+def is_one_pass(block: MLP) -> bool:
+    """Whether `normed_units` computes a network's only layer, in its present mode: batch norm and ReLU on a CPU."""
+    layer: Any = block.layers[0]
+    return (
+        block.training
+        and torch.is_grad_enabled()
+        and (len(block.layers), layer.layer_norm, layer.activation) == (1, None, "relu")
+        and layer.batch_norm is not None
+        and layer.weight.device.type == "cpu"
+        and layer.weight.dtype == torch.float32
+        and not torch.is_autocast_enabled("cpu")
+    )
+
+
+def normed_units(a: Tensor, layer: Any) -> Tensor:
+    """Return what a layer makes of its linear map `a`, shape (n_cells, n_out); in training only."""
+    return _NormedUnits.apply(a.contiguous(), layer.batch_norm.weight, layer.batch_norm.bias, layer)
+
+
+class _NormedUnits(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx, a, gamma, beta, layer):
+        norm, dropout = layer.batch_norm, layer.dropout
+        h, standard, inverse = torch.empty_like(a), np.empty(a.shape, np.float32), np.empty(a.shape[1], np.float32)
+        words = random_words(*a.shape) if dropout else _NO_WORDS
+        affine, running = (gamma.numpy(), beta.numpy()), (norm.running_mean.numpy(), norm.running_var.numpy())
+        kept = standard, inverse
+        normed_forward(a.numpy(), *affine, words, dropout, norm.eps, norm.momentum, *running, *kept, h.numpy())
+        norm.num_batches_tracked.add_(1)
+        ctx.save_for_backward(h, gamma)
+        ctx.way, ctx.scale = kept, 1 / (1 - dropout)
+        return h
+
+    @staticmethod
+    @torch.autograd.function.once_differentiable
+    def backward(ctx, upstream):
+        h, gamma = ctx.saved_tensors
+        grads = torch.empty_like(h), torch.empty_like(gamma), torch.empty_like(gamma)
+        grad_a, grad_gamma, grad_beta = (grad.numpy() for grad in grads)
+        upstream = upstream.contiguous().numpy()
+        normed_backward(upstream, h.numpy(), *ctx.way, gamma.numpy(), ctx.scale, grad_gamma, grad_beta, grad_a)
+        return *grads, None
