@@ -33,8 +33,9 @@ class SVM(AnnotatorMethod):
     **Use it** first, with labelled cells as like yours as can be had. In independent benchmarks no deep annotator beat
     it on the same reference.
 
-    **Do not use it** to find new types without `rejection` or `novelty`: every cell gets one of the known labels, often
-    with high confidence.
+    **Do not use it** to find new types without `novelty`: every cell gets one of the known labels, often with high
+    confidence. `rejection` is a weak guard where types are alike: at 0.7, blood cells of unseen types were rejected 1.8
+    times as often as those of known ones.
 
     **Cost**: training is linear in entries × labels × folds (minutes for 50,000 cells); labelling is a sparse product.
 

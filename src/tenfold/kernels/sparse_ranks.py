@@ -78,7 +78,7 @@ def correlations(x: sparse.csr_matrix, profiles: np.ndarray) -> np.ndarray:
     with np.errstate(divide="ignore", invalid="ignore"):
         scale = np.where(square > 1e-9 * np.maximum(total, 1), 1 / np.sqrt(np.maximum(square, 0)), np.nan)
         unit = profiles / np.where(spread > 0, spread, np.nan)[:, None]
-    known = np.isfinite(unit).all(axis=1)
+    known: np.ndarray = spread > 0
     found = csr_product(x, np.where(known[:, None], unit, 0).T.astype(np.float32)).astype(np.float64)
     found *= scale[:, None]
     found[:, ~known] = np.nan
