@@ -143,6 +143,10 @@ class VariationalMethod(ReferenceMapper):
         """Return how often each cell is drawn, in proportion; None: once an epoch."""
         return None
 
+    def epochs_for(self, n_cells: int) -> int:
+        """Return how many epochs so many cells are trained for, at most."""
+        return self.epochs or max(1, min(round(20_000 / n_cells * 400), 400))
+
     def _phases(self, cells: dict[str, Any]) -> list[Phase]:
         return [self._phase(len(cells["log_size"]))]
 
@@ -151,7 +155,7 @@ class VariationalMethod(ReferenceMapper):
 
         from tenfold.engine import EarlyStopping, Phase
 
-        epochs = self.epochs or max(1, min(round(20_000 / n_cells * 400), 400))
+        epochs = self.epochs_for(n_cells)
         warmup = epochs if self.kl_warmup_epochs is None else self.kl_warmup_epochs
         if self.kl_warmup_steps is not None:
             warmup = ceil(self.kl_warmup_steps / self._n_batches(n_cells))
