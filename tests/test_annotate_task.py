@@ -98,6 +98,14 @@ def test_a_leak_is_found(cells, fitted):
     assert control.verdict == "fail" and "was not given" in control.sentence
 
 
+def test_luck_is_no_leak(cells, fitted, monkeypatch):
+    """A deal that gives a cluster its own label is followed by another; a leak would be there again."""
+    found = iter([(0.3, 0.03), (0.01, 0.03)])
+    monkeypatch.setattr(_controls, "_agreement_with_permuted", lambda *_: next(found))
+    control, scores = _controls.permuted_labels(Trial(again(fitted, 0), "cell_type", "batch"), cells, 0)
+    assert control.verdict == "pass" and control.numbers["kappa"] == [0.3, 0.01] and scores[0].value == 0.01
+
+
 def test_labels_of_test_cells_are_not_shown(cells, fitted):
     trial = Trial(again(fitted, 0), "cell_type", "batch")
     fold = _controls.held_out(trial, cells, 0)

@@ -20,32 +20,49 @@ from tenfold.task import Control, Score, Verdict
 
 #: Types that are left out, one after the other.
 MOST_TYPES = 5
+#: Deals of permuted labels, as long as agreement is above chance.
+DEALS = 5
 FEWEST_CELLS = 20
 SHARES = (0.5, 0.25, 0.1)
 
 
 def permuted_labels(trial: Trial, adata: AnnData, seed: int) -> tuple[Control, list[Score]]:
-    """Fit with labels dealt out at random: labels of other cells must then be at chance, or something leaks."""
+    """Fit with labels dealt out at random: labels of other cells must then be at chance, or something leaks.
+
+    A single deal may give a cluster its own label by luck, so that all its cells are right; a leak is there every time.
+    """
     fold = held_out(trial, adata, seed)
+    kappas: list[float] = []
+    for deal in range(DEALS):
+        kappa, error = _agreement_with_permuted(trial, adata, fold, seed + deal)
+        kappas.append(kappa)
+        if kappa <= 3 * error + 0.02:
+            break
+    leaks = len(kappas) == DEALS and kappa > 3 * error + 0.02
+    verdict: Verdict = "fail" if leaks else "pass"
+    words = "above chance every time: it knows labels that it was not given" if leaks else "at chance, as it must be"
+    sentence = f"With permuted reference labels, agreement beyond chance on held-out cells is {kappa:+.3f}: {words}."
+    numbers = {"kappa": kappas, "standard_error": error, "cells": len(fold.test)}
+    rule = (
+        f"Cohen's kappa on held-out cells: fail where it is 3 standard errors and 0.02 above 0 in all of {DEALS} deals."
+    )
+    return Control("permuted_labels", "Permuted labels", verdict, sentence, rule, numbers), [
+        Score("control", "permuted_kappa", min(kappas))
+    ]
+
+
+def _agreement_with_permuted(trial: Trial, adata: AnnData, fold: Fold, seed: int) -> tuple[float, float]:
+    """Return Cohen's kappa after a fit on permuted labels, and its standard error where cells are independent."""
     truth = adata.obs[trial.labels].astype(str).to_numpy()
     mixed = truth.copy()
     mixed[fold.train] = np.random.default_rng(seed).permutation(truth[fold.train])
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", UserWarning)
         answer = trial.ask(adata, fold, mixed)
-    kappa = metrics.cohen_kappa(answer.truth, answer.told)
     shares = [np.mean(answer.truth == name) * np.mean(answer.told == name) for name in np.unique(answer.truth)]
     expected = float(np.sum(shares))
     error = float(np.sqrt(expected / (len(answer.truth) * max(1 - expected, 1e-9))))
-    limit = 3 * error + 0.02
-    verdict: Verdict = "pass" if kappa <= limit else "fail"
-    words = "at chance, as it must be" if verdict == "pass" else "above chance: it knows labels that it was not given"
-    sentence = f"With permuted reference labels, agreement beyond chance on held-out cells is {kappa:+.3f}: {words}."
-    numbers = {"kappa": kappa, "standard_error": error, "cells": len(answer.truth)}
-    rule = "Cohen's kappa on held-out cells: pass up to three standard errors above 0, and 0.02."
-    return Control("permuted_labels", "Permuted labels", verdict, sentence, rule, numbers), [
-        Score("control", "permuted_kappa", kappa)
-    ]
+    return metrics.cohen_kappa(answer.truth, answer.told), error
 
 
 def novel_type(trial: Trial, adata: AnnData, seed: int) -> tuple[Control, list[Score]]:
