@@ -134,9 +134,9 @@ class ExpressionMethod(Method, Embedder, Corrector):
         with seeded(self.seed):
             net = self._build()
         history = fit(
-            net, cells, phases, batch_size=self.batch_size, train_fraction=self.train_fraction, seed=self.seed,
-            device=self.device, precision=self.precision, run=data.run, name=self.name(), fingerprint=self.parameters,
-            **options,
+            net, cells, phases, train_fraction=self.train_fraction, seed=self.seed, device=self.device,
+            precision=self.precision, run=data.run, name=self.name(), fingerprint=self.parameters,
+            **{"batch_size": self.batch_size, **options},
         )  # fmt: skip
         self._keep(net, history, cells)
 

@@ -9,9 +9,9 @@ from torch import Tensor
 
 
 def rbf_mixture(x: Tensor, y: Tensor, scales: Sequence[float]) -> Tensor:
-    """Return Σ exp(-d² / 2a) over the scales a, for every pair of a row of `x` and one of `y`, shape (n, m)."""
+    """Return Σ exp(-d² / 2a) over the scales a, for every pair of a row of `x` and one of `y`, shape (..., n, m)."""
     # By differences: products would leave rounding where the distance is 0, which narrow kernels do not forgive.
-    squared = (x[:, None] - y).square().sum(-1)
+    squared = (x[..., :, None, :] - y[..., None, :, :]).square().sum(-1)
     return sum((torch.exp(squared * (-0.5 / scale)) for scale in scales), start=torch.zeros_like(squared))
 
 
@@ -58,3 +58,37 @@ def mmd_of_groups(x: Tensor, group: Tensor, n_groups: int, scales: Sequence[floa
     own = means.diagonal()
     there = (size > 0).to(x.dtype)
     return (own[:, None] + own - 2 * means) * there[:, None] * there
+
+
+def mmd_of_pairs(
+    x: Tensor, group: Tensor, pairs: Tensor, n_groups: int, scales: Sequence[float] = (1.0,)
+) -> Tensor:  # fmt: skip
+    """Return `mmd` of some pairs of many groups: kernels are computed within groups and between those of a pair only.
+
+    Parameters
+    ----------
+    x, group, n_groups, scales
+        As in `mmd_of_groups`.
+    pairs
+        Shape (n_pairs, 2), int64.
+
+    Returns
+    -------
+    Shape (n_pairs,); 0 where a group has no sample.
+    """
+    sizes = torch.bincount(group, minlength=n_groups)
+    order = group.argsort(stable=True)
+    place = torch.arange(len(x), device=x.device) - (sizes.cumsum(0) - sizes)[group[order]]
+    width = int(sizes.max())
+    # One row of cells a group, filled up with zeros that count for nothing.
+    cells = x.new_zeros(n_groups, width, x.shape[1]).index_put((group[order], place), x[order])
+    share = (torch.arange(width, device=x.device) < sizes[:, None]).to(x.dtype) / sizes.clamp(min=1)[:, None]
+
+    def mean_kernel(first: Tensor, second: Tensor) -> Tensor:
+        values = rbf_mixture(cells[first], cells[second], scales)
+        return torch.einsum("gnm,gn,gm->g", values, share[first], share[second])
+
+    known, place_of = pairs.unique(return_inverse=True)
+    own = mean_kernel(known, known)[place_of].sum(1)
+    there = (sizes[pairs] > 0).all(1).to(x.dtype)
+    return (own - 2 * mean_kernel(pairs[:, 0], pairs[:, 1])) * there
