@@ -202,6 +202,35 @@ def spatial_graph(
     return graph
 
 
+def joined_sections(graph: sparse.csr_matrix, positions: Positions, n_neighbors: int) -> sparse.csr_matrix:
+    """Add edges to the nearest cells of other sections, which must have been aligned to one frame.
+
+    Parameters
+    ----------
+    graph
+        Of each section, as `spatial_graph` gives it.
+    positions
+        Of the cells.
+    n_neighbors
+        Nearest cells, among those of all other sections, that each cell is joined with.
+
+    Raises
+    ------
+    DataError
+        There is a single section.
+    """
+    sections = positions.each()
+    if len(sections) < 2:
+        raise DataError("There is a single section, so there are none to join; name the sections with sample=.")
+    parts = [graph]
+    for cells in sections:
+        others = np.setdiff1d(np.arange(len(positions.points)), cells)
+        near = others[knn(positions.points[cells], positions.points[others], min(n_neighbors, len(others)))[0]]
+        edges = (np.ones(near.size, np.float32), (np.repeat(cells, near.shape[1]), near.ravel()))
+        parts.append(sparse.csr_matrix(edges, shape=graph.shape))
+    return sparse.csr_matrix(sum(parts))
+
+
 def nearest_cells(points: np.ndarray, k: int) -> tuple[np.ndarray, np.ndarray]:
     """Return the `k` nearest other points of each point, nearest first, and their distances, each (n, k)."""
     return drop_self(*knn(points, k=k + 1))

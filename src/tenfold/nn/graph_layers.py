@@ -1,0 +1,142 @@
+"""Parts of networks on graphs: products with a matrix that stays as it is, and attention over neighbours."""
+
+# mypy: disable-error-code="no-untyped-def"
+from __future__ import annotations
+
+import numpy as np
+import torch
+from scipy import sparse
+from torch import Tensor, nn
+
+from tenfold.kernels.rows import SparseRows
+from tenfold.kernels.sparse_linear import rows_times
+
+#: Share of non-zeros above which a dense product is faster.
+_DENSE = 0.25
+
+
+class Fixed(nn.Module):
+    """A matrix without gradients, sparse where it pays, that is multiplied with tensors that have them.
+
+    Graphs and expression are such matrices. The transpose that gradients need is made once. Its entries are no part of
+    the state of a network.
+
+    Parameters
+    ----------
+    matrix
+        Shape (n_rows, n_columns), float32.
+    """
+
+    def __init__(self, matrix: sparse.csr_matrix):
+        super().__init__()
+        matrix = sparse.csr_matrix(matrix, dtype=np.float32)
+        self.shape = matrix.shape
+        self.is_dense = matrix.nnz > _DENSE * matrix.shape[0] * matrix.shape[1]
+        if self.is_dense:
+            self.register_buffer("matrix", torch.from_numpy(matrix.toarray()), persistent=False)
+            return
+        for name, part in (("rows", matrix), ("columns", matrix.T.tocsr())):
+            part.sort_indices()
+            for key, value in (("indptr", part.indptr), ("indices", part.indices), ("values", part.data)):
+                tensor = torch.from_numpy(value if key == "values" else value.astype(np.int64))
+                self.register_buffer(f"{name}_{key}", tensor, persistent=False)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Return the product with `x`, shape (n_columns, n) → (n_rows, n)."""
+        return self.get_buffer("matrix") @ x if self.is_dense else _FixedProduct.apply(self, x)
+
+    def times(self, x: Tensor, transposed: bool = False) -> Tensor:
+        """Return the product of the matrix, or of its transpose, with `x`, without a gradient."""
+        if self.is_dense:
+            matrix = self.get_buffer("matrix")
+            return (matrix.T if transposed else matrix) @ x
+        name = "columns" if transposed else "rows"
+        indptr, indices, values = (self.get_buffer(f"{name}_{key}") for key in ("indptr", "indices", "values"))
+        n_rows, n_columns = self.shape[::-1] if transposed else self.shape
+        if x.device.type == "cpu":
+            return rows_times(SparseRows(indptr, indices, values, n_columns), x)
+        return torch.sparse_csr_tensor(indptr, indices, values, (n_rows, n_columns)) @ x
+
+
+class _FixedProduct(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx, fixed, x):
+        ctx.fixed = fixed
+        return fixed.times(x)
+
+    @staticmethod
+    @torch.autograd.function.once_differentiable
+    def backward(ctx, upstream):
+        return None, ctx.fixed.times(upstream.contiguous(), transposed=True)
+
+
+class Neighborhoods(nn.Module):
+    """The cells around each cell, for attention: a pattern whose weights are learnt.
+
+    Parameters
+    ----------
+    graph
+        Non-zero where the column's cell is a neighbour of the row's, shape (n_cells, n_cells); every row needs one.
+    """
+
+    def __init__(self, graph: sparse.csr_matrix):
+        super().__init__()
+        graph = sparse.csr_matrix(graph)
+        graph.sort_indices()
+        by_column = sparse.csr_matrix((np.arange(graph.nnz), graph.indices, graph.indptr), shape=graph.shape).tocsc()
+        parts = {
+            "indptr": graph.indptr, "neighbor": graph.indices,
+            "cell": np.repeat(np.arange(graph.shape[0]), np.diff(graph.indptr)),
+            # The transpose: where its rows start, the cell of each entry, and the entry's place in the graph.
+            "back_indptr": by_column.indptr, "back_cell": by_column.indices, "back_edge": by_column.data,
+        }  # fmt: skip
+        for name, value in parts.items():
+            self.register_buffer(name, torch.from_numpy(value.astype(np.int64)), persistent=False)
+        self.n_cells = graph.shape[0]
+
+    def softmax(self, logits: Tensor) -> Tensor:
+        """Return weights that sum to 1 over the neighbours of each cell; logits must be bounded, shape (n_edges,)."""
+        weights = logits.exp()
+        total = weights.new_zeros(self.n_cells).index_add(0, self.get_buffer("cell"), weights)
+        return weights / total[self.get_buffer("cell")]
+
+    def mean(self, weights: Tensor, x: Tensor) -> Tensor:
+        """Return the sum over the neighbours of each cell of weight times features, (n_cells, n)."""
+        return _WeightedSum.apply(self, weights, x)
+
+    def spread(self, weights: Tensor, x: Tensor, transposed: bool = False) -> Tensor:
+        """Return the product of the weights as a matrix, or of its transpose, with `x`, without a gradient."""
+        name, columns = ("back_indptr", "back_cell") if transposed else ("indptr", "neighbor")
+        values = weights[self.get_buffer("back_edge")] if transposed else weights
+        indptr, indices = self.get_buffer(name), self.get_buffer(columns)
+        if x.device.type == "cpu":
+            return rows_times(SparseRows(indptr, indices, values, self.n_cells), x)
+        return torch.sparse_csr_tensor(indptr, indices, values, (self.n_cells, self.n_cells)) @ x
+
+
+class _WeightedSum(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx, around, weights, x):
+        ctx.around = around
+        ctx.save_for_backward(weights, x)
+        return around.spread(weights, x)
+
+    @staticmethod
+    @torch.autograd.function.once_differentiable
+    def backward(ctx, upstream):
+        weights, x = ctx.saved_tensors
+        around, upstream = ctx.around, upstream.contiguous()
+        to_x = around.spread(weights, upstream, transposed=True) if ctx.needs_input_grad[2] else None
+        to_weights = None
+        if ctx.needs_input_grad[1]:
+            to_weights = edge_products(upstream, x, around.get_buffer("cell"), around.get_buffer("neighbor"))
+        return None, to_weights, to_x
+
+
+def edge_products(first: Tensor, second: Tensor, row: Tensor, column: Tensor, block: int = 2**16) -> Tensor:
+    """Return the inner products ``first[row] · second[column]`` of many pairs of rows, shape (n_edges,)."""
+    parts = [
+        torch.einsum("ij,ij->i", first[row[at : at + block]], second[column[at : at + block]])
+        for at in range(0, len(row), block)
+    ]
+    return torch.cat(parts)
