@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import zlib
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -38,7 +39,9 @@ class GraphMethod(DomainMethod):
     ) -> None:  # fmt: skip
         """Train the network, which ends on the CPU; a checkpoint of other `held` matrices is refused."""
         from tenfold.engine import Phase, fit
+        from tenfold.kernels.adam import Adam
 
+        options.setdefault("optimizer", partial(Adam, lr=self.learning_rate, weight_decay=self.weight_decay))
         prints = {name: zlib.crc32(m.indices.tobytes() + m.data.tobytes()) for name, m in held.items()}
         phase = Phase("train", self.epochs, loss=lambda net, batch, progress: net.terms(), clip=clip, **options)
         history = fit(

@@ -1,0 +1,91 @@
+"""The network of STAGATE: an autoencoder with attention over neighbours, whose decoder has the encoder's weights."""
+
+from __future__ import annotations
+
+from typing import Literal
+
+import numpy as np
+import torch
+from scipy import sparse
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from tenfold.nn.graph_layers import Fixed, Neighborhoods
+
+#: Of the normal draws of initial weights.
+_GAIN = 1.414
+
+
+class GraphAttention(nn.Module):
+    """Autoencoder H = ELU(A X W₁), Z = H W₂, X̂ = ELU(A Z W₂ᵀ) W₁ᵀ with attention A over the cells around each cell.
+
+    The reconstruction is never made: its squared error is ‖X‖² - 2 ⟨G, X W₁⟩ + ⟨GᵀG, W₁ᵀW₁⟩ with G = ELU(A Z W₂ᵀ), and
+    X W₁ is at hand from the encoder.
+
+    Parameters
+    ----------
+    expression
+        X, shape (n_cells, n_genes).
+    graph
+        Non-zero for a cell's neighbours and the cell itself, shape (n_cells, n_cells).
+    n_hidden, n_latent
+        Widths.
+    tie
+        ``"clean"``: one set of weights, which takes the sum of the encoder's and the decoder's gradients. ``"double"``:
+        two sets in one place, so that the optimiser steps twice, as in the original.
+
+    References
+    ----------
+    Dong and Zhang (2022), doi 10.1038/s41467-022-29439-6.
+    """
+
+    def __init__(
+        self, expression: sparse.csr_matrix, graph: sparse.csr_matrix, n_hidden: int, n_latent: int,
+        tie: Literal["clean", "double"] = "clean",
+    ):  # fmt: skip
+        super().__init__()
+        self.expression, self.around, self.tie = Fixed(expression), Neighborhoods(graph), tie
+        self.square = float(np.square(expression.data, dtype=np.float64).sum())
+        shapes = {"first": (expression.shape[1], n_hidden), "second": (n_hidden, n_latent)}
+        for name, shape in shapes.items():
+            self.register_parameter(name, nn.Parameter(nn.init.xavier_normal_(torch.empty(shape), gain=_GAIN)))
+        for name in ("source", "target"):
+            drawn = nn.init.xavier_normal_(torch.empty(1, 1, n_hidden), gain=_GAIN)[0, 0]
+            self.register_parameter(name, nn.Parameter(drawn))
+        if tie == "double":
+            for name in shapes:
+                self.register_parameter(f"{name}_back", nn.Parameter(self.get_parameter(name).data))
+
+    def _back(self, name: str) -> Tensor:
+        """Return the decoder's weights; they lie where the encoder's are, also after a move to another device."""
+        if self.tie == "clean":
+            return self.get_parameter(name)
+        back = self.get_parameter(f"{name}_back")
+        back.data = self.get_parameter(name).data
+        return back
+
+    def attention(self, mapped: Tensor) -> Tensor:
+        """Return the weight of every edge; those of a cell sum to 1. Logits are sigmoids, thus alike."""
+        logits = (mapped @ self.source)[self.around.get_buffer("neighbor")]
+        return self.around.softmax((logits + (mapped @ self.target)[self.around.get_buffer("cell")]).sigmoid())
+
+    def encode(self) -> tuple[Tensor, Tensor, Tensor]:
+        """Return X W₁, the attention and the latent space."""
+        mapped = self.expression(self.first)
+        weights = self.attention(mapped)
+        return mapped, weights, F.elu(self.around.mean(weights, mapped)) @ self.second
+
+    def terms(self) -> dict[str, Tensor]:
+        """Return the loss, the mean squared error."""
+        n_cells, n_genes = self.expression.shape
+        mapped, weights, latent = self.encode()
+        first, second = self._back("first"), self._back("second")
+        hidden = F.elu(self.around.mean(weights, latent @ second.T))
+        onto = mapped if self.tie == "clean" else self.expression(first)
+        error = self.square - 2 * (hidden * onto).sum() + ((hidden.T @ hidden) * (first.T @ first)).sum()
+        return {"loss": error / (n_cells * n_genes)}
+
+    @torch.no_grad()
+    def embedding(self) -> np.ndarray:
+        """Return the latent space, shape (n_cells, n_latent), float32."""
+        return self.encode()[2].numpy()
