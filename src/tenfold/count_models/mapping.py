@@ -10,8 +10,8 @@ from typing import TYPE_CHECKING, Any, Self
 import numpy as np
 
 from tenfold.count_models.base import CountModelMethod
+from tenfold.data.genes import with_genes
 from tenfold.data.inputs import Inputs, digest_of
-from tenfold.data.matching import with_genes
 from tenfold.data.streamed import StreamedCounts
 from tenfold.data.transfer import label_threshold, transfer_labels
 from tenfold.errors import DataError, ParameterError

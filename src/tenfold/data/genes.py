@@ -20,6 +20,8 @@ from tenfold.errors import DataError, FileFormatError
 FEWEST_GENES, SMALLEST_SHARE = 10, 0.05
 #: Below this share of a model's genes its results are worth a warning.
 DOUBTFUL_SHARE = 0.5
+#: Least share of its genes that a model needs which reads the missing ones as zeros.
+LEAST_SHARE = 0.8
 _ENSEMBL = re.compile(r"^ENS[A-Z]*G\d{6,}(\.\d+)?$")
 _MOUSE_LIKE = re.compile(r"^[A-Z][a-z0-9]+(-[A-Za-z0-9]+)?$")
 
@@ -117,6 +119,59 @@ def _stranger(names: pd.Index, wanted: np.ndarray, match: GeneMatch) -> str:
     return (
         f"{shared}: the data have {here}, the model {there} {examples}. Rename the genes of one of them with a "
         "two-column table: tenfold.data.rename_genes(adata, table)."
+    )
+
+
+def with_genes(adata: AnnData, genes: np.ndarray, layer: str | None = None) -> AnnData:
+    """Return cells with all of some genes.
+
+    Parameters
+    ----------
+    adata
+        Cells × genes.
+    genes
+        Names of the genes that are needed.
+    layer
+        Layer that holds the counts; ``None`` for X.
+
+    Returns
+    -------
+    `adata` itself where it has them all; else its cells × `genes`, the missing ones as zeros.
+
+    Raises
+    ------
+    DataError
+        More than a fifth of the genes are missing.
+
+    Warns
+    -----
+    UserWarning
+        Some are.
+    """
+    columns = adata.var_names.get_indexer(pd.Index(genes))
+    there = np.flatnonzero(columns >= 0)
+    n_missing = len(genes) - len(there)
+    if not n_missing:
+        return adata
+    missing, have = str(genes[columns < 0][0]), str(adata.var_names[0])
+    if len(there) < LEAST_SHARE * len(genes):
+        raise DataError(
+            f"{n_missing:,} of the {len(genes):,} genes of the reference are not in the data (e.g. '{missing}'; the "
+            f"data have '{have}'), and at most {1 - LEAST_SHARE:.0%} may be missing. Use the same kind of gene names, "
+            "give all genes rather than variable ones, or fit a reference on the genes that both have."
+        )
+    warnings.warn(
+        f"{n_missing:,} of the {len(genes):,} genes of the reference are not in the data (e.g. '{missing}'); they "
+        "count as not seen in any cell.",
+        stacklevel=3,
+    )
+    kept = adata[:, columns[there]]
+    counts = sparse.csr_matrix(kept.X if layer is None else kept.layers[layer])
+    wide = sparse.csr_matrix((counts.data, there[counts.indices], counts.indptr), shape=(adata.n_obs, len(genes)))
+    wide.sort_indices()
+    var = pd.DataFrame(index=pd.Index(genes))
+    return AnnData(
+        wide if layer is None else None, obs=adata.obs, var=var, layers={} if layer is None else {layer: wide}
     )
 
 
