@@ -22,7 +22,8 @@ class SmoothPCA(DomainMethod):
     **Do not use it** for domains that are small or scattered: what is thinner than the reach of the averaging is
     blurred away. And averaging alone makes domains contiguous, also where there are none. Say how many domains there
     are: neighbours are no longer independent after averaging, so that in five annotated slices the number chosen from
-    the data was far off (2 by the silhouette, 15 by the information criterion, 22 and more by Leiden, of 4 to 11).
+    the data was mostly far off (2 to 4 by the silhouette, 15 by the information criterion, 22 to 70 by Leiden, of 4 to
+    11).
 
     **Cost**: that of a PCA.
 
