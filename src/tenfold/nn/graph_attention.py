@@ -39,6 +39,11 @@ class GraphAttention(nn.Module):
     Dong and Zhang (2022), doi 10.1038/s41467-022-29439-6.
     """
 
+    first: nn.Parameter
+    second: nn.Parameter
+    source: nn.Parameter
+    target: nn.Parameter
+
     def __init__(
         self, expression: sparse.csr_matrix, graph: sparse.csr_matrix, n_hidden: int, n_latent: int,
         tie: Literal["clean", "double"] = "clean",
