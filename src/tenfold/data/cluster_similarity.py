@@ -49,7 +49,8 @@ def batch_clusters(
     resolution, n_components, seed
         Of Leiden; of the principal components; of both.
     """
-    cluster, home = np.zeros(len(batch), dtype=np.int64), []
+    cluster = np.zeros(len(batch), dtype=np.int64)
+    home: list[int] = []
     for code in range(int(batch.max()) + 1):
         rows = np.flatnonzero(batch == code)
         found = np.zeros(len(rows), dtype=np.int64)
