@@ -27,7 +27,7 @@ def grown_weights(
 
     Returns
     -------
-    Shapes (n_anchor,) and (n_query,), each with sum 1; both zero where there is no pair.
+    Shapes (n_anchor,) and (n_query,), each with sum 1. (The nearest two cells of all are always a pair.)
 
     References
     ----------
@@ -50,4 +50,4 @@ def _visits(points: np.ndarray, starts: np.ndarray, k: int, n_steps: int) -> np.
     for _ in range(n_steps - 1):
         here = step.T @ here
         total += here
-    return total / max(total.sum(), 1e-12)
+    return total / total.sum()

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import warnings
 from typing import TYPE_CHECKING, Any, ClassVar
 
 import numpy as np
@@ -185,22 +184,20 @@ class IMAP(ExpressionMethod):
 
         from tenfold.engine import Phase, Step, fit, predict, seeded
         from tenfold.nn.expression_decoders import dense
-        from tenfold.nn.imap_net import Critic
+        from tenfold.nn.imap_net import Critic, judge, persuade
 
         level = cells["levels"][:, 0]
         content = predict(net, cells, lambda net, batch: net.content(dense(batch["expression"])))
         for code, translator in net.translators.items():
             weights = self._pair_weights(content, level, net.anchor, int(code))
-            if weights is None:
-                continue
             with seeded(self.seed, f"critic {code}"):
                 both = nn.ModuleDict(
                     {"generator": translator, "critic": Critic(len(self.columns_), translator.code.in_features)}
                 )
             epochs = max(1, round(self.translation_steps / max(1, len(level) / self.batch_size)))
             steps = [
-                Step("critic", lambda net: net["critic"].parameters(), _judge, lambda p: self._optimizer(p, 0.4)),
-                Step("generator", lambda net: net["generator"].parameters(), _persuade,
+                Step("critic", lambda net: net["critic"].parameters(), judge, lambda p: self._optimizer(p, 0.4)),
+                Step("generator", lambda net: net["generator"].parameters(), persuade,
                      lambda p: self._optimizer(p, 0.4), every=self.n_critic),
             ]  # fmt: skip
             told = {"expression": cells["expression"], "is_query": level == int(code)}
@@ -212,18 +209,12 @@ class IMAP(ExpressionMethod):
         net.centre.copy_(torch.from_numpy(centre))
         net.loadings.copy_(torch.from_numpy(loadings[:, ::-1][:, : net.loadings.shape[1]].astype(np.float32)))
 
-    def _pair_weights(self, content: np.ndarray, level: np.ndarray, anchor: int, query: int) -> np.ndarray | None:
-        """Return how often cells of reference and query are drawn; None without pairs."""
+    def _pair_weights(self, content: np.ndarray, level: np.ndarray, anchor: int, query: int) -> np.ndarray:
+        """Return how often cells of reference and query are drawn."""
         rng = np.random.default_rng([self.seed, 8, query])
         rows = [rng.permutation(np.flatnonzero(level == code))[:_SAMPLE] for code in (anchor, query)]
         within = max(1, min(map(len, rows)) // 100)
         found = grown_weights(*(content[own] for own in rows), max(1, within // 2), within)
-        if not found[0].any():
-            name = self._design.batch[query]
-            warnings.warn(
-                f"No cell of {name} has a partner in {self.reference_}: {name} is not translated.", stacklevel=2
-            )
-            return None
         weights = np.zeros(len(level))
         for own, share in zip(rows, found, strict=True):
             weights[own] = share
@@ -263,29 +254,3 @@ class IMAP(ExpressionMethod):
         if names is not None:
             raise ParameterError(f"All batches are translated to {self.reference_}: leave transform_batch= out.")
         return [0]
-
-
-def _sides(batch: Batch) -> tuple[Tensor, Tensor]:
-    """Return the cells of the reference and of the query in a minibatch."""
-    from tenfold.nn.expression_decoders import dense
-
-    x, is_query = dense(batch["expression"]), batch["is_query"]
-    return x[~is_query], x[is_query]
-
-
-def _judge(net: Any, batch: Batch, progress: Progress) -> Tensor:
-    """Loss of the critic."""
-    from tenfold.nn.imap_net import critic_loss
-
-    real, query = _sides(batch)
-    if min(len(real), len(query)) < 2:
-        return 0 * net["critic"].head.weight.sum()
-    return critic_loss(net["critic"], real, net["generator"](query).detach())
-
-
-def _persuade(net: Any, batch: Batch, progress: Progress) -> Tensor:
-    """Loss of the generator."""
-    _, query = _sides(batch)
-    if len(query) < 2:
-        return 0 * net["generator"].head.weight.sum()
-    return -net["critic"](net["generator"](query)).mean()

@@ -137,3 +137,25 @@ def critic_loss(critic: Critic, real: Tensor, fake: Tensor, penalty: float = 10.
     between = (share * real[:n] + (1 - share) * fake[:n]).detach().requires_grad_()
     slope = torch.autograd.grad(critic(between).sum(), between, create_graph=True)[0]
     return critic(fake).mean() - critic(real).mean() + penalty * (slope.norm(dim=1) - 1).square().mean()
+
+
+def _sides(batch: dict[str, Any]) -> tuple[Tensor, Tensor]:
+    """Return the cells of the reference and of the query in a minibatch."""
+    x, is_query = dense(batch["expression"]), batch["is_query"]
+    return x[~is_query], x[is_query]
+
+
+def judge(net: Any, batch: dict[str, Any], progress: Any) -> Tensor:
+    """Return the loss of ``net["critic"]`` on a minibatch, in which ``is_query`` says which cells are translated."""
+    real, query = _sides(batch)
+    if min(len(real), len(query)) < 2:
+        return 0 * net["critic"].head.weight.sum()
+    return critic_loss(net["critic"], real, net["generator"](query).detach())
+
+
+def persuade(net: Any, batch: dict[str, Any], progress: Any) -> Tensor:
+    """Return the loss of ``net["generator"]`` on such a minibatch."""
+    _, query = _sides(batch)
+    if len(query) < 2:
+        return 0 * net["generator"].head.weight.sum()
+    return -net["critic"](net["generator"](query)).mean()
