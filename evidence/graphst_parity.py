@@ -61,8 +61,8 @@ torch.set_num_threads(1)
 from scipy import sparse
 from tenfold.engine import Phase, fit
 from tenfold.nn.graph_contrast import GraphContrast
-x, graph, around = (sparse.csr_matrix(given[key]) for key in ("x", "adjacency", "near"))
-around = sparse.csr_matrix(around.multiply(1 / around.sum(axis=1)), dtype="float32")
+x, graph, around = (sparse.csr_matrix((given[key + " data"], given[key + " indices"], given[key + " indptr"]))
+                    for key in ("x", "graph", "around"))
 net = GraphContrast(x, graph, around, 64)
 def train(epochs):
     phase = Phase("train", epochs, loss=lambda net, batch, progress: net.terms())
@@ -98,6 +98,9 @@ def main() -> None:
     shown = {"dataset": f"simulated, {N_SPOTS:,} x {N_GENES:,}, {x.nnz / N_SPOTS / N_GENES:.0%} non-zero",
              "digest": sha256(x.data), "reference": f"GraphST d62b0b7, model.py, {version('torch')}"}  # fmt: skip
     difference = float(np.abs(h - theirs["h"]).max() / np.abs(theirs["h"]).max())
+    matrices = {"x": x, "graph": graph, "around": averaging(directed)}
+    given = {f"{key} {part}": getattr(matrix, part) for key, matrix in matrices.items()
+             for part in ("data", "indices", "indptr")}  # fmt: skip
     ours = run_apart(OURS, {**given, "epochs": EPOCHS["ours"]}, OURS_SETUP, python=sys.executable)
     each = {"ours": ours["_seconds"] / EPOCHS["ours"], "theirs": theirs["seconds"] / EPOCHS["theirs"]}
     write([
