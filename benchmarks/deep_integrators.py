@@ -15,7 +15,7 @@ ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT / "evidence"))
 from recording import record, run_apart, sha256  # noqa: E402
 
-METHODS = ["scgen", "scalex", "sysvi"]
+METHODS = ["scgen", "scalex", "sysvi", "bermuda", "saucie", "imap"]
 BAR = 300.0
 
 SETUP = """

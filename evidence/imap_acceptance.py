@@ -60,6 +60,7 @@ def main() -> None:
     adata = adata[:, np.asarray(adata.X.sum(axis=0)).ravel() > 0].copy()
     digest = sha256(path)
     records += stages(adata, NAME, digest)
+    write(records)
     label = frequent_types(adata, 1)[0]
     kept, alone = without_type(adata, label)
     own = purity(components(alone), alone.obs["cell_type"].astype(str).to_numpy(), label)
@@ -79,7 +80,7 @@ def main() -> None:
             "share of the neighbours by PCs that are kept", kept_near, reference="between two seeds",
             reference_value=spread, tolerance=NULL, passed=kept_near >= spread - NULL,
         ))  # fmt: skip
-    write(records)
+        write(records)
 
 
 if __name__ == "__main__":
