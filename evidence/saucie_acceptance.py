@@ -48,6 +48,7 @@ def main() -> None:
     warnings.simplefilter("ignore")
     simulated = tf.data.simulate(600, 200, n_types=4, n_batches=2, batch_strength=0.4, type_strength=1.5, seed=0)
     records = compared(simulated, "tenfold.data.simulate", sha256(simulated.X.toarray()))
+    write(records)
     path = DATA / f"{NAME}.h5ad"
     adata = ad.read_h5ad(path)
     adata = adata[:, np.asarray(adata.X.sum(axis=0)).ravel() > 0].copy()
