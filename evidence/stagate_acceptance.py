@@ -39,7 +39,7 @@ def main() -> None:
             metric = f"ARI, {head}, 6 neighbours, mean of 2 seeds"
             records.append(checked("stagate", "number of domains known", name, metric, mean, least))
             records += [beside("stagate", name, metric, mean, baseline) for baseline in baselines(name)]
-    write(records)
+        write(records)  # after each section, since training takes minutes
 
 
 if __name__ == "__main__":
