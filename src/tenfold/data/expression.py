@@ -62,9 +62,7 @@ class StreamedExpression(StreamedCounts):
         return found
 
 
-def expression_of(
-    data: Inputs, columns: np.ndarray, in_memory: bool = False
-) -> sparse.csr_matrix | StreamedExpression:
+def expression_of(data: Inputs, columns: np.ndarray, in_memory: bool = False) -> sparse.csr_matrix | StreamedExpression:
     """Return log(1 + counts per 10,000) of some genes, where counts of all genes make the 10,000.
 
     Parameters
