@@ -39,9 +39,9 @@ class IMAP(ExpressionMethod):
 
     **Do not use it** without a look at ``translate=False``, the first stage alone, which takes less than half of the
     time. On blood cells of three chemistries the second stage made neighbours purer and mixed batches half as much as
-    the first, whose content code mixes types, too; a type that one batch alone had lost neighbours to others
-    (``evidence/imap_acceptance.py``). Adversarial training is unstable, and types that the reference lacks are
-    translated all the same.
+    the first, whose content code mixes types, too: there a type that one batch alone had lost neighbours to others,
+    after the second it did not (``evidence/imap_acceptance.py``). Where there is nothing to correct, both lose
+    neighbours. Adversarial training is unstable, and types that the reference lacks are translated all the same.
 
     **Cost**: linear in cells × genes × epochs for the first stage; `translation_steps` minibatches a batch for the
     second. Pairs are sparse, and sought among 3,000 cells a batch.
