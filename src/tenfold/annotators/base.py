@@ -16,6 +16,7 @@ from tenfold.data.bar import Bar
 from tenfold.data.counts import counts_layer
 from tenfold.data.genes import GeneMatch, match_genes
 from tenfold.data.inputs import Inputs
+from tenfold.data.preprocess import normalize_log1p
 from tenfold.data.streamed import cell_sums, row_chunks
 from tenfold.errors import DataError
 from tenfold.method import Method, param
@@ -28,8 +29,6 @@ if TYPE_CHECKING:
 LOOKED_AT = 100
 #: Roles that cells to label have under the same names as the fitted ones.
 _OF_ANY_CELLS = ("layer", "clusters")
-#: Counts per cell that expression is scaled to before the logarithm.
-DEPTH = 1e4
 
 
 class AnnotatorMethod(Method, Confident):
@@ -73,9 +72,7 @@ class AnnotatorMethod(Method, Confident):
 
     def _logged(self, counts: sparse.csr_matrix, totals: np.ndarray) -> sparse.csr_matrix:
         """Return what the method reads of counts; `totals` are sums over all genes of the data, shape (n_cells,)."""
-        factor = (DEPTH / np.maximum(totals, 1)).astype(np.float32)
-        values = counts.data * np.repeat(factor, np.diff(counts.indptr))
-        return sparse.csr_matrix((np.log1p(values, out=values), counts.indices, counts.indptr), counts.shape)
+        return normalize_log1p(counts, totals=totals)
 
     # ---- fit ---------------------------------------------------------------------------------------------------------
 

@@ -5,10 +5,8 @@ from __future__ import annotations
 import numpy as np
 from scipy import sparse
 
+from tenfold.data.preprocess import DEPTH
 from tenfold.data.streamed import StreamedCounts, cell_sums, row_chunks
-
-#: Counts per cell that expression is scaled to before the logarithm.
-DEPTH = 1e4
 
 
 def dropout_genes(counts: sparse.csr_matrix | StreamedCounts, n_top_genes: int, normalize: bool = True) -> np.ndarray:

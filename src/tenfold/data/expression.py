@@ -11,10 +11,8 @@ import numpy as np
 from scipy import sparse
 
 from tenfold.data.inputs import Inputs
+from tenfold.data.preprocess import DEPTH, normalize_log1p
 from tenfold.data.streamed import StreamedCounts, cell_sums
-
-#: Sum of each cell's counts, over all genes, before the logarithm.
-DEPTH = 1e4
 
 #: How genes are scaled: not at all; to [0, 1] by their largest value, in all cells or in each batch; to mean 0 and
 #: variance 1, which makes the matrix dense.
@@ -81,10 +79,7 @@ def expression_of(data: Inputs, columns: np.ndarray, in_memory: bool = False) ->
     on_disk = None if in_memory else data.counts_on_disk
     if on_disk is not None:
         return StreamedExpression(on_disk.select(columns), (DEPTH / cell_sums(on_disk)).astype(np.float32))
-    counts = data.counts[:, columns]
-    factor = (DEPTH / cell_sums(data.counts)).astype(np.float32)
-    values = np.log1p(counts.data * np.repeat(factor, np.diff(counts.indptr))).astype(np.float32, copy=False)
-    return sparse.csr_matrix((values, counts.indices, counts.indptr), shape=counts.shape)
+    return normalize_log1p(data.counts[:, columns], totals=cell_sums(data.counts))
 
 
 @dataclass(frozen=True)

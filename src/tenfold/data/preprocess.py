@@ -42,7 +42,13 @@ class PCAResult(NamedTuple):
     variance_ratio: np.ndarray
 
 
-def normalize_log1p(counts: sparse.csr_matrix, target_sum: float = 1e4) -> sparse.csr_matrix:
+#: Counts per cell that expression is scaled to before the logarithm.
+DEPTH = 1e4
+
+
+def normalize_log1p(
+    counts: sparse.csr_matrix, target_sum: float = DEPTH, totals: np.ndarray | None = None
+) -> sparse.csr_matrix:
     """Scale each cell to the same depth and take log(1 + x).
 
     Parameters
@@ -51,13 +57,16 @@ def normalize_log1p(counts: sparse.csr_matrix, target_sum: float = 1e4) -> spars
         Cells × genes, CSR, shape (n_cells, n_genes); not changed.
     target_sum
         Sum of each cell before the logarithm.
+    totals
+        What counts as the sum of each cell now, shape (n_cells,), where `counts` are of some genes only.
 
     Returns
     -------
     CSR, float32; shares the index arrays of `counts`. A cell without counts stays zero.
     """
     counts = sparse.csr_matrix(counts)
-    totals = np.asarray(counts.sum(axis=1, dtype=np.float64)).ravel()
+    if totals is None:
+        totals = np.asarray(counts.sum(axis=1, dtype=np.float64)).ravel()
     scale = np.divide(target_sum, totals, out=np.zeros_like(totals), where=totals > 0).astype(np.float32)
     values = counts.data.astype(np.float32)
     values *= np.repeat(scale, np.diff(counts.indptr))
