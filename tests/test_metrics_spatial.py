@@ -64,3 +64,32 @@ def test_wrong_input_is_named():
         metrics.pas(where, domain[:-1])
     with pytest.raises(DataError, match="graph"):
         metrics.moran(np.ones((5, 2)), sparse.identity(4))
+
+
+def test_contiguity_is_chance_corrected_and_knows_sections():
+    where, domain = lattice()
+    assert metrics.contiguity(where, domain) > 0.8
+    shuffled = np.random.default_rng(3).permutation(domain)
+    assert abs(metrics.contiguity(where, shuffled)) < 0.1
+    both, domains = np.concatenate([where, where + 0.05]), np.concatenate([domain, domain])
+    section = np.repeat(["a", "b"], len(where))
+    assert metrics.contiguity(both, domains, section) == pytest.approx(metrics.contiguity(where, domain))
+    assert np.isnan(metrics.contiguity(where, np.zeros(len(where))))
+
+
+def test_shared_domains_goes_from_none_to_all():
+    section = np.repeat(["a", "b"], 10)
+    assert metrics.shared_domains(np.tile([0, 1], 10), section) == pytest.approx(1)
+    assert metrics.shared_domains(np.repeat([0, 1], 10), section) == pytest.approx(0)
+    half = np.concatenate([np.zeros(10), np.repeat([0, 1], 5)])
+    assert metrics.shared_domains(half, section) == pytest.approx(0.5)
+
+
+def test_markers_are_the_genes_of_a_domain():
+    rng = np.random.default_rng(0)
+    domain = np.repeat([0, 1, 2], [60, 60, 2])
+    x = rng.poisson(1.0, (122, 30)).astype(float)
+    x[domain == 0, :3] += 5
+    x[domain == 1, 3:5] += 5
+    assert set(metrics.domain_markers(sparse.csr_matrix(x), domain, 2)) <= {0, 1, 2, 3, 4}
+    assert {3, 4} <= set(metrics.domain_markers(x, domain, 2))

@@ -79,7 +79,7 @@ if TYPE_CHECKING:
     from tenfold.metrics.overall import scib_overall
     from tenfold.metrics.separability import separability_auc
     from tenfold.metrics.silhouettes import asw_label, asw_per_label, isolated_labels, silhouette_samples
-    from tenfold.metrics.spatial import Autocorrelation, chaos, moran, pas
+    from tenfold.metrics.spatial import Autocorrelation, chaos, contiguity, domain_markers, moran, pas, shared_domains
     from tenfold.metrics.suite import MetricScore, integration_metrics
     from tenfold.metrics.variance import pcr, pcr_comparison
 
@@ -112,7 +112,7 @@ _HOMES = {
     "silhouettes": ("asw_label", "asw_per_label", "isolated_labels", "silhouette_samples"),
     "batch_silhouettes": ("asw_batch", "asw_batch_per_label", "bras", "bras_per_label"),
     "described": ("METRICS", "MetricInfo"),
-    "spatial": ("Autocorrelation", "chaos", "moran", "pas"),
+    "spatial": ("Autocorrelation", "chaos", "contiguity", "domain_markers", "moran", "pas", "shared_domains"),
     "suite": ("MetricScore", "integration_metrics"),
     "conserved_order": ("trajectory",),
     "variance": ("pcr", "pcr_comparison"),
@@ -132,7 +132,7 @@ __all__ = [  # noqa: RUF022  (by family)
     "aurc", "accuracy_auroc", "novel_auroc", "novel_aupr", "novel_fpr95", "ece", "brier", "nll", "reliability",
     "ontology_credit", "ontology_jaccard", "ontology_distance", "ontology_f1", "ontology_relations",
     "marker_auroc", "Interval", "bootstrap_interval", "paired_permutation",
-    "Autocorrelation", "chaos", "moran", "pas",
+    "Autocorrelation", "chaos", "contiguity", "domain_markers", "moran", "pas", "shared_domains",
     "METRICS", "Beyond", "Corrected", "MetricInfo", "MetricScore", "integration_metrics",
 ]  # fmt: skip
 

@@ -10,10 +10,12 @@ from scipy.special import ndtr
 
 from tenfold.errors import DataError
 from tenfold.kernels.knn import drop_self, knn
-from tenfold.metrics._checks import groups, points
+from tenfold.metrics._checks import groups, points, several
 
 #: Cells around each cell that `pas` looks at.
 AROUND = 10
+#: Cells around each cell that `contiguity` looks at: those of a spot in a hexagonal lattice.
+BESIDE = 6
 
 
 class Autocorrelation(NamedTuple):
@@ -97,6 +99,95 @@ def pas(positions: np.ndarray, domains: np.ndarray, sections: np.ndarray | None 
             other = domain[rows][near] != domain[rows][:, None]
             abnormal += int((other.sum(axis=1) > n_around / 2).sum())
     return abnormal / len(where)
+
+
+def contiguity(positions: np.ndarray, domains: np.ndarray, sections: np.ndarray | None = None) -> float:
+    """How much more often cells share the domain of those around them than chance would have it.
+
+    ``(observed - expected) / (1 - expected)`` of the share of the 6 nearest cells that have a cell's own domain, with
+    ``expected = sum_k p_k^2`` of the shares of domains. 0 where domains lie at random, 1 where every neighbour is of
+    the same domain; NaN for a single domain. **The yardstick is what the same method reaches on shuffled positions**:
+    averaging over neighbours makes domains contiguous, also where there are none.
+
+    Parameters
+    ----------
+    positions
+        Coordinates, shape (n_cells, 2 or 3).
+    domains
+        Domain of every cell, shape (n_cells,).
+    sections
+        Section of every cell, shape (n_cells,); neighbours are sought within it.
+
+    References
+    ----------
+    Join counts: Moran, Journal of the Royal Statistical Society B 1948, doi:10.1111/j.2517-6161.1948.tb00012.x.
+    """
+    where, domain = _where(positions, domains)
+    shared = counted = 0
+    for rows in _rows_of(sections, len(where)):
+        n_around = min(BESIDE, len(rows) - 1)
+        if n_around:
+            near = drop_self(*knn(where[rows], k=n_around + 1))[0]
+            shared += int((domain[rows][near] == domain[rows][:, None]).sum())
+            counted += near.size
+    expected = float(np.square(np.bincount(domain) / len(domain)).sum())
+    return (shared / counted - expected) / (1 - expected) if counted and expected < 1 else float("nan")
+
+
+def shared_domains(domains: np.ndarray, sections: np.ndarray) -> float:
+    """Whether the sections of a tissue have the same domains.
+
+    ``1 - mean over sections of half the summed differences`` between the shares of domains in a section and in all
+    others. 1: every domain takes the same share everywhere; 0: no domain is in two sections. Sections may truly differ:
+    **the yardstick is the annotation's own value**.
+
+    Parameters
+    ----------
+    domains
+        Domain of every cell, shape (n_cells,).
+    sections
+        Section of every cell, shape (n_cells,); at least two.
+    """
+    found = several(groups(sections, "sections", len(domains)), "sections")
+    domain = groups(domains, "domains", len(domains))
+    table = np.zeros((len(found.levels), len(domain.levels)))
+    np.add.at(table, (found.codes, domain.codes), 1)
+    others = table.sum(axis=0) - table
+    own, other = (part / part.sum(axis=1, keepdims=True) for part in (table, others))
+    return float(1 - np.abs(own - other).sum(axis=1).mean() / 2)
+
+
+def domain_markers(expression: np.ndarray | sparse.spmatrix, domains: np.ndarray, n_top: int = 5) -> np.ndarray:
+    """Return the genes that stand out in each domain: those with the largest t against all other cells.
+
+    Parameters
+    ----------
+    expression
+        Log-normalised, shape (n_cells, n_genes).
+    domains
+        Domain of every cell, shape (n_cells,); domains of three cells or fewer have no markers.
+    n_top
+        Genes of each domain.
+
+    Returns
+    -------
+    Columns of the markers of any domain, sorted, each once. They were chosen by the domains: no p-value holds for them.
+    """
+    found = groups(domains, "domains", expression.shape[0])
+    x = sparse.csr_matrix(expression, dtype=np.float64)
+    member = sparse.csr_matrix((np.ones(x.shape[0]), (found.codes, np.arange(x.shape[0]))))
+    size = np.bincount(found.codes, minlength=len(found.levels))[:, None].astype(np.float64)
+    total, squares = np.asarray((member @ x).todense()), np.asarray((member @ x.multiply(x)).todense())
+    rest, rest_size = total.sum(axis=0) - total, size.sum() - size
+    means = (total / size, rest / np.maximum(rest_size, 1))
+    spreads = (
+        squares / size - means[0] ** 2,
+        (squares.sum(axis=0) - squares) / np.maximum(rest_size, 1) - means[1] ** 2,
+    )
+    error = np.sqrt(np.maximum(spreads[0], 0) / size + np.maximum(spreads[1], 0) / np.maximum(rest_size, 1) + 1e-12)
+    t = (means[0] - means[1]) / error
+    large = np.flatnonzero((size[:, 0] > 3) & (rest_size[:, 0] > 0))
+    return np.unique(np.argsort(-t[large], axis=1, kind="stable")[:, :n_top])
 
 
 def moran(expression: np.ndarray | sparse.spmatrix, graph: sparse.spmatrix) -> Autocorrelation:
