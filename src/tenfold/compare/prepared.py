@@ -29,7 +29,7 @@ def prepared(adata: AnnData, judge: ComparedTask, roles: dict[str, str]) -> AnnD
     """Return counts and the columns that the roles name, nothing else: what every process reads."""
     inputs = Inputs(adata, roles, needed=judge.needs)
     counts = inputs.counts
-    columns = [key for role in ("batch", "labels", "pseudotime") if (key := roles.get(role))]
+    columns = [key for role in ("batch", "labels", "sample", "pseudotime") if (key := roles.get(role))]
     for role in ("categorical_covariates", "continuous_covariates"):
         value = roles.get(role, [])
         columns += [value] if isinstance(value, str) else list(value)
@@ -41,11 +41,26 @@ def prepared(adata: AnnData, judge: ComparedTask, roles: dict[str, str]) -> AnnD
         if role in roles:
             obs[roles[role]] = obs[roles[role]].astype(str).astype("category")
     prepared = AnnData(counts, obs=obs, var=adata.var[[]].copy())
+    if "spatial" in judge.accepts:
+        _keep_positions(inputs, prepared)
     if "use_rep" in roles:
         from tenfold.data.check import representation
 
         prepared.obsm[roles["use_rep"]] = representation(adata, roles["use_rep"])
     return prepared
+
+
+def _keep_positions(inputs: Inputs, prepared: AnnData) -> None:
+    """Keep positions, checked, and what a slice comes with: the lattice of its spots, images, scale factors."""
+    from tenfold.data.spatial import positions_of
+
+    positions_of(inputs)
+    adata, key = inputs.adata, inputs.roles.get("spatial", "spatial")
+    prepared.obsm[key] = np.asarray(adata.obsm[key])
+    for column in {"array_row", "array_col"}.intersection(adata.obs):
+        prepared.obs[column] = adata.obs[column]
+    if "spatial" in adata.uns:
+        prepared.uns["spatial"] = adata.uns["spatial"]
 
 
 def head(
@@ -97,6 +112,8 @@ def _fingerprint(adata: AnnData, roles: dict[str, str]) -> str:
     for part in (adata.X.indptr, adata.X.indices, adata.X.data):
         digest.update(np.ascontiguousarray(part))
     digest.update(adata.obs.to_csv().encode())
+    for name in sorted(adata.obsm):
+        digest.update(np.ascontiguousarray(adata.obsm[name]))
     return digest.hexdigest()[:24]
 
 

@@ -37,12 +37,15 @@ _ASSESSMENT = {
     "confounded": ("fail", "Careful: batch and biology are confounded"),
     "can be judged on new batches": ("pass", "Yes: on batches that were left out"),
     "optimistic numbers only": ("warn", "No: without batches, all numbers are optimistic"),
+    "spatial structure": ("pass", "Yes: expression varies smoothly over the tissue"),
+    "no spatial structure": ("fail", "No: positions and expression have nothing to do with each other"),
     "not run": ("not run", "Not assessed"),
 }
 #: What the assessment answers.
 _ASKED = {
     "integrate": "Should I integrate at all?",
     "annotate": "Can these data say what to expect of new samples?",
+    "domains": "Does expression depend on where cells lie?",
 }
 
 

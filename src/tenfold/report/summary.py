@@ -13,6 +13,11 @@ from tenfold.report.stored import Comparison, Run, Score, listing, mapping, numb
 
 GROUPS = {
     "headline": "Headline",
+    "layers": "Annotated layers, number given",
+    "unknown": "Number of domains not given",
+    "heads": "By each head",
+    "sections": "Several slices",
+    "unannotated": "Without annotation",
     "transfer": "Batches left out",
     "novel": "Types left out",
     "confidence": "Confidence",
@@ -27,6 +32,11 @@ GROUPS = {
 #: What each group of columns asks, in words that need no glossary.
 QUESTIONS = {
     "headline": "Look here first.",
+    "layers": "Are annotated layers found, by a method that is told how many there are?",
+    "unknown": "And where the number of domains is chosen from the data?",
+    "heads": "What does each clustering find in the same embedding? The head is no merit of the method.",
+    "sections": "Does a domain stand for the same tissue in every slice?",
+    "unannotated": "Are domains contiguous? Such scores prove nothing by themselves; read the cautions.",
     "transfer": "Are cells of a new batch labelled rightly, by a method fitted on the others?",
     "novel": "Are cells of a type that the reference lacks told from known ones?",
     "confidence": "Does the method know when it is wrong?",
