@@ -19,7 +19,7 @@ from tenfold.data.refinement import majority
 from tenfold.data.spatial import Positions, positions_of, spatial_graph, symmetrised
 from tenfold.errors import TenfoldError
 from tenfold.method import Clusterer, Method
-from tenfold.spatial_models.base import DomainMethod
+from tenfold.spatial_models.base import DomainFinder, DomainMethod
 
 HEADS: tuple[Head, ...] = ("kmeans", "mclust", "leiden")
 #: Neighbours of the majority vote that stands beside every label.
@@ -153,12 +153,12 @@ class Trial:
 def own_labels(method: Method) -> np.ndarray:
     """Return the domains of a fitted method before any refinement."""
     assert isinstance(method, Clusterer)
-    return method.cluster(refined=False) if isinstance(method, DomainMethod) else method.cluster()
+    return method.cluster(refined=False) if isinstance(method, DomainFinder) else method.cluster()
 
 
 def clustered_embedding(method: Method) -> np.ndarray | None:
     """Return the embedding whose clusters are the domains; None where the method finds domains by other means."""
-    if isinstance(method, DomainMethod) and type(method)._fit is DomainMethod._fit:
+    if isinstance(method, DomainMethod) and type(method)._domains is DomainMethod._domains:
         return method.embed()
     return None
 
