@@ -41,8 +41,33 @@ def test_spacing_is_that_of_the_lattice_and_visium_tells_its_unit():
     adata.obsm["spatial"] *= 137.0
     found = positions(adata)
     assert found.spacing == pytest.approx(137.0, rel=1e-5) and found.unit == "unknown unit"
-    adata.uns["spatial"] = {"slice": {"scalefactors": {"spot_diameter_fullres": 110.0}}}
-    assert positions(adata).unit == "pixel of 0.5 µm"
+    adata.uns["spatial"] = {"slice": {"scalefactors": {"spot_diameter_fullres": 93.0}}}
+    assert positions(adata).unit == "pixel of 0.73 µm"
+
+
+def test_micrometres_are_told_from_pixels():
+    adata = tissue()
+    adata.obsm["spatial"] *= 100.0
+    factors = {"spot_diameter_fullres": 96.9}
+    adata.uns["spatial"] = {"slice": {"scalefactors": factors}}
+    assert positions(adata).unit == "micrometre", "spots would lie 67 µm apart if these were pixels"
+    adata.obsm["spatial"] *= 1.4
+    assert positions(adata).unit == "pixel of 0.71 µm"
+    adata.obsm["spatial"] *= 3
+    with pytest.warns(UserWarning, match="lattice of no known array"):
+        assert positions(adata).unit == "unknown unit"
+    factors["microns_per_pixel"] = 0.27
+    assert positions(adata).unit == "pixel of 0.27 µm"
+    adata.uns["spatial_unit"] = "um"
+    assert positions(adata).unit == "micrometre"
+
+
+def test_a_lattice_of_a_hundred_is_micrometres_only_where_spots_are_named():
+    adata = tissue()
+    adata.obsm["spatial"] *= 100.0
+    assert positions(adata).unit == "unknown unit"
+    adata.obs["array_row"] = adata.obsm["spatial"][:, 1]
+    assert positions(adata).unit == "micrometre"
 
 
 def _nan(adata):

@@ -16,12 +16,11 @@ from scipy import sparse
 from scipy.spatial import Delaunay, QhullError, cKDTree
 
 from tenfold.data.inputs import Inputs
+from tenfold.data.spatial_unit import unit_of
 from tenfold.errors import DataError, KeyMissingError, closest
 from tenfold.kernels.knn import drop_self, knn
 from tenfold.types import Codes
 
-#: Diameter of a Visium spot in micrometres: what its diameter in pixels tells the scale of.
-VISIUM_SPOT = 55.0
 #: So many cells may share a position with another, as rounding makes them; above, the positions are wrong.
 MOST_SHARED = 0.25
 GraphKind = Literal["knn", "radius", "delaunay"]
@@ -39,7 +38,7 @@ class Positions(NamedTuple):
     spacing
         Median distance of a cell to its nearest neighbour in the section, in the unit of `points`.
     unit
-        What one unit is: ``"pixel of 0.51 µm"`` where scale factors tell it, else ``"unknown unit"``.
+        What one unit is: ``"micrometre"`` or ``"pixel of 0.51 µm"`` where the data tell it, else ``"unknown unit"``.
     """
 
     points: np.ndarray
@@ -87,7 +86,7 @@ def positions_of(data: Inputs) -> Positions:
         raise DataError("Every section has a single cell, so no cell has a neighbour; is sample= the right column?")
     spacing = float(np.nanmedian(nearest))
     _warn_of_interleaved(points, sections, spacing)
-    return Positions(points, sections, spacing, _unit(data.adata))
+    return Positions(points, sections, spacing, unit_of(data.adata, spacing))
 
 
 def _points(adata: AnnData, key: str) -> np.ndarray:
@@ -142,15 +141,6 @@ def _warn_of_interleaved(points: np.ndarray, sections: Codes, spacing: float) ->
             "sample= out if they are one.",
             stacklevel=4,
         )
-
-
-def _unit(adata: AnnData) -> str:
-    pictures = adata.uns.get("spatial", {})
-    for library in pictures.values() if hasattr(pictures, "values") else ():
-        factors = library.get("scalefactors", {}) if hasattr(library, "get") else {}
-        if "spot_diameter_fullres" in factors:
-            return f"pixel of {VISIUM_SPOT / float(factors['spot_diameter_fullres']):.2g} µm"
-    return "unknown unit"
 
 
 # ---- graphs ----------------------------------------------------------------------------------------------------------
