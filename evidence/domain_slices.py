@@ -23,7 +23,7 @@ SLACK = 0.05
 SLICES = {
     "starmap_mpfc BZ5": ("starmap_mpfc", "BZ5"), "starmap_mpfc BZ9": ("starmap_mpfc", "BZ9"),
     "starmap_mpfc BZ14": ("starmap_mpfc", "BZ14"), "osmfish_ssp": ("osmfish_ssp", ""),
-    "dlpfc_151510": ("dlpfc_151510", ""),
+    "dlpfc_151510": ("dlpfc_151510", ""), "her2st_A1": ("her2st_A1", ""),
 }  # fmt: skip
 
 
