@@ -76,7 +76,7 @@ class Confident(Annotator):
         asked = Asked(found, seed)
         if adata is not None and detector is not None:
             mask = None if method == "weighted" else looked_at(len(found), seed)
-            asked = Asked(found, seed, detector.embed(self._reading(adata), mask), detector.calibration)
+            asked = Asked(found, seed, detector.embed(self._inputs(adata), mask), detector.calibration)
         calibration = Calibration(**self.calibration_)  # type: ignore[attr-defined]  # fitted state
         sets = prediction_sets(calibration, detector, asked, alpha, method)
         if key_added is not None and adata is not None:
@@ -117,18 +117,23 @@ class Confident(Annotator):
                 "This annotator keeps no cells of its reference (too few, or a model that another tool trained), so it "
                 "cannot say what is new. Use tenfold.annotate.conformalize with labelled cells."
             )
-        return detector.novelty(detector.embed(self._reading(adata)), fdr).set_axis(adata.obs_names, axis=0)
+        return detector.novelty(detector.embed(self._inputs(adata)), fdr).set_axis(adata.obs_names, axis=0)
 
     def _watch(self, source: Inputs, codes: np.ndarray, groups: np.ndarray | None) -> None:
         """Learn what known cells look like, from those that were not held out."""
         held = held_out(codes, groups, self.calibration, getattr(self, "seed", 0))  # type: ignore[attr-defined]
-        enough = min((~held).sum(), source.n_genes) >= FEWEST
+        self._watch_all_but(source, codes, held)
+
+    def _watch_all_but(self, source: Inputs, codes: np.ndarray, held: np.ndarray) -> None:
+        """Learn what known cells look like from those that are not `held`; codes below 0 have no label."""
+        enough = min((~held & (codes >= 0)).sum(), source.n_genes) >= FEWEST
         self.detector_ = Detector.of(source, codes, held)._asdict() if enough else None
 
     def _detector(self) -> Detector | None:
         return None if self.detector_ is None else Detector(**self.detector_)
 
-    def _reading(self, adata: AnnData) -> Inputs:
+    def _inputs(self, adata: AnnData) -> Inputs:
+        """Return checked inputs of cells to label, with the roles that these have like the fitted ones."""
         roles = self.roles_  # type: ignore[attr-defined]  # of Method
         return Inputs(adata, {"layer": roles["layer"]} if "layer" in roles else {})
 

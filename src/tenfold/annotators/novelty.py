@@ -99,8 +99,11 @@ class Detector(NamedTuple):
 
     @classmethod
     def of(cls, data: Inputs, codes: np.ndarray, held: np.ndarray, seed: int = 0) -> Detector:
-        """Learn from labelled cells, and calibrate on those that are `held` out, a mask of shape (n_cells,)."""
-        rows = _sampled(np.flatnonzero(~held), codes, seed)
+        """Learn from labelled cells, and calibrate on those that are `held` out, a mask of shape (n_cells,).
+
+        Cells whose code is below 0 have no label; nothing is learnt from them.
+        """
+        rows = _sampled(np.flatnonzero(~held & (codes >= 0)), codes, seed)
         whole: Any = data.counts_on_disk
         depth = float(np.median(cell_sums(data.counts if whole is None else whole)))
         everything = _expression(data, data.gene_names, depth, np.isin(np.arange(data.n_cells), rows))

@@ -41,7 +41,7 @@ class CountModelMethod(Method, Embedder, Denoiser, Generator):
     def _take(self, data: Inputs, n_top_genes: int | None) -> dict[str, Any]:
         """Choose genes and covariates from the cells of a fit; return what the network reads."""
         self._progress = data.run.progress
-        self.columns_ = data.variable_genes(n_top_genes)
+        self.columns_ = self._modelled(data, n_top_genes)
         self.genes_ = data.gene_names[self.columns_]
         self.n_genes_ = data.n_genes
         self.design_ = vars(Design.of(data))
@@ -54,6 +54,10 @@ class CountModelMethod(Method, Embedder, Denoiser, Generator):
                 stacklevel=2,
             )
         return self._arrays(data)
+
+    def _modelled(self, data: Inputs, n_top_genes: int | None) -> np.ndarray:
+        """Return the sorted columns of the genes to model; methods that choose in another way override this."""
+        return data.variable_genes(n_top_genes)
 
     def _arrays(self, data: Inputs, blind: bool = False) -> dict[str, Any]:
         """Return what the network reads of each cell; a blind encoder needs counts only."""

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from copy import deepcopy
-from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Self
 
@@ -20,10 +19,14 @@ from tenfold.types import RunOptions
 if TYPE_CHECKING:
     import pandas as pd
     from anndata import AnnData
+    from torch.nn import Parameter
+    from torch.optim import Optimizer
 
     from tenfold.engine import Progress
     from tenfold.nn.autoencoder import ConditionalVAE
 
+#: Roles of a fit that a query does not have for that.
+_NOT_OF_A_QUERY = ("labels", "pathways", "key_added")
 #: Fewest cells to learn a batch effect from.
 FEWEST_CELLS = 5
 
@@ -80,7 +83,7 @@ class ReferenceMapper(CountModelMethod):
         self._check_fitted()
         if epochs < 1:
             raise ParameterError(f"epochs={epochs}; give at least 1.")
-        by_default = {role: key for role, key in self.roles_.items() if role not in ("labels", "key_added")}
+        by_default = {role: key for role, key in self.roles_.items() if role not in _NOT_OF_A_QUERY}
         if self.net_.decoder.dispersion == "gene-label":
             by_default["labels"] = self.roles_["labels"]
         given = self._checked_roles({**by_default, **roles}, needs=())
@@ -109,7 +112,7 @@ class ReferenceMapper(CountModelMethod):
         self.columns_, self.n_genes_ = adata.var_names.get_indexer(self.genes_), adata.n_vars
         levels = cells.get("levels", np.zeros((data.n_cells, 1), dtype=np.int64))
         self._extend_library_prior(cells["log_size"], levels[:, 0])
-        is_new = (levels >= known).any(axis=1)
+        is_new = self._to_train_on(levels, known)
         if is_new.any():
             if is_new.sum() < FEWEST_CELLS:
                 raise DataError(
@@ -121,25 +124,27 @@ class ReferenceMapper(CountModelMethod):
             net, history = deepcopy(reference), self.history_
         self._keep(net, history, cells)
 
+    def _to_train_on(self, levels: np.ndarray, known: tuple[int, ...]) -> np.ndarray:
+        """Return the cells of a query that teach something new, shape (n_cells,), bool: those of unknown levels."""
+        return (levels >= known).any(axis=1)
+
     def _operate(
         self, reference: ConditionalVAE, cells: dict[str, Any], run: RunOptions, epochs: int
     ) -> tuple[ConditionalVAE, dict[str, Any]]:
-        from torch.optim import Adam
-
         from tenfold.engine import Phase, fit, seeded
         from tenfold.nn.surgery import graft, heal
 
         with seeded(self.seed):
             net = self._build()
-        graft(reference, net)
+            graft(reference, net)
+            self._grow(net)
 
         def loss(net: Any, batch: dict[str, Any], progress: Progress) -> dict[str, Any]:
             net.eval()  # no dropout, and norms as the reference's cells have left them
             return self._query_terms(net, batch)
 
         phase = Phase(
-            "query", epochs, loss=loss, optimizer=partial(Adam, lr=self.learning_rate, eps=0.01),
-            validate_every=max(1, epochs // 20),
+            "query", epochs, loss=loss, optimizer=self._query_optimizer, validate_every=max(1, epochs // 20),
         )  # fmt: skip
         history = fit(
             net, cells, [phase], batch_size=self.batch_size, train_fraction=self.train_fraction, seed=self.seed,
@@ -148,6 +153,14 @@ class ReferenceMapper(CountModelMethod):
         )  # fmt: skip
         heal(net.cpu())
         return net, history.to_dict()
+
+    def _grow(self, net: Any) -> None:
+        """Add to the network what a query brings beside levels; nothing, but for models with programmes of genes."""
+
+    def _query_optimizer(self, parameters: list[Parameter]) -> Optimizer:
+        from torch.optim import Adam
+
+        return Adam(parameters, lr=self.learning_rate, eps=0.01)
 
     def _query_terms(self, net: Any, batch: dict[str, Any]) -> dict[str, Any]:
         """Return the loss of a minibatch of the query, with the KL weight that the reference ended with."""
@@ -216,7 +229,8 @@ class ReferenceMapper(CountModelMethod):
         has = labels != ""
         points, labels = stored["mean"][has], labels[has]
         batch = stored["levels"][has, 0] if "levels" in stored else None
-        table = transfer_labels(points, labels, self.fitted_["mean"], n_neighbors)
+        asked = self.fitted_["mean"][:, : points.shape[1]]  # programmes that a query brought come last
+        table = transfer_labels(points, labels, asked, n_neighbors)
         table["unknown"] = table["uncertainty"] > label_threshold(points, labels, batch, n_neighbors, error)
         return table
 

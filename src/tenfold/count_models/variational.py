@@ -7,6 +7,8 @@ from functools import partial
 from math import ceil
 from typing import TYPE_CHECKING, Any, Literal
 
+import numpy as np
+
 from tenfold.count_models.mapping import ReferenceMapper, library_prior
 from tenfold.data.inputs import Inputs
 from tenfold.errors import DataError, RoleError
@@ -15,7 +17,6 @@ from tenfold.method import param
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-    import numpy as np
     from torch.nn import Parameter
     from torch.optim import Optimizer
 
@@ -25,8 +26,8 @@ if TYPE_CHECKING:
 Part = Literal["encoder", "decoder", "both", "none"]
 
 
-class VariationalMethod(ReferenceMapper):
-    """A method that trains a `ConditionalVAE`; `tenfold.embed.SCVI` describes the hyper-parameters.
+class TrainedMethod(ReferenceMapper):
+    """A method that trains a `ConditionalVAE` of its own making; `tenfold.embed.SCVI` describes the hyper-parameters.
 
     The method itself says in ``_build`` which network it trains, and in ``_phases`` what follows the training of scVI.
     """
@@ -37,14 +38,6 @@ class VariationalMethod(ReferenceMapper):
     dropout: float = param(0.1, low=0.0, high=0.99)
     likelihood: Literal["nb", "zinb", "poisson"] = "nb"
     dispersion: Literal["gene", "gene-batch", "gene-label", "gene-cell"] = "gene"
-    latent_distribution: Literal["normal", "ln"] = "normal"
-    batch_norm: Part = "both"
-    layer_norm: Part = "none"
-    encode_covariates: bool = False
-    deeply_inject_covariates: bool = True
-    batch_embedding: int | None = param(None, low=1)
-    library: Literal["observed", "latent"] = "observed"
-    log_variational: bool = True
     kl_start: float = param(0.0, low=0.0)
     kl_end: float = param(1.0, low=0.0)
     kl_warmup_epochs: int | None = param(400, low=0)
@@ -55,50 +48,11 @@ class VariationalMethod(ReferenceMapper):
     weight_decay: float = param(1e-6, low=0.0)
     early_stopping: bool = False
     patience: int = param(45, low=1)
-    reduce_learning_rate: bool = False
     n_top_genes: int | None = param(2000, low=10)
     train_fraction: float = param(0.9, low=0.01, high=1.0)
     device: str = "auto"
     precision: Literal["32-true", "bf16-mixed"] = "32-true"
     seed: int = param(0, low=0)
-
-    # ---- network -----------------------------------------------------------------------------------------------------
-
-    def _assembled(self, kind: Callable[..., ConditionalVAE], **more: Any) -> ConditionalVAE:
-        """Return a network of the parts of scVI, and of what a `kind` of it takes besides."""
-        import torch
-        from torch import nn
-
-        from tenfold.nn.decoders import CountDecoder
-        from tenfold.nn.encoders import GaussianEncoder
-
-        design, n_genes = self._design, len(self.genes_)
-        categories, n_continuous, vectors = design.categories, design.n_continuous, None
-        if self.batch_embedding is not None and len(design.batch) > 1:
-            vectors = nn.Embedding(categories[0], self.batch_embedding)
-            categories, n_continuous = categories[1:], n_continuous + self.batch_embedding
-        told: dict[str, Any] = {"categories": categories, "n_continuous": n_continuous}
-        told["deep_covariates"] = self.deeply_inject_covariates
-
-        def norms(part: str) -> dict[str, bool]:
-            return {"batch_norm": self.batch_norm in (part, "both"), "layer_norm": self.layer_norm in (part, "both")}
-
-        inside = {**norms("encoder"), "dropout": self.dropout, **(told if self.encode_covariates else {})}
-        mirrored = self.n_hidden if isinstance(self.n_hidden, int) else self.n_hidden[::-1]
-        groups = {"gene-batch": design.batch, "gene-label": design.labels}.get(self.dispersion, [""])
-        latent_library = self.library == "latent" and not design.sized
-        return kind(
-            GaussianEncoder(n_genes, self.n_latent, self.n_hidden, self.n_layers, **inside),
-            CountDecoder(
-                self.n_latent, n_genes, mirrored, self.n_layers, likelihood=self.likelihood,
-                dispersion=self.dispersion, n_levels=len(groups), link="softplus" if design.sized else "softmax",
-                **norms("decoder"), **told,
-            ),
-            log_input=self.log_variational, latent=self.latent_distribution, encode_covariates=self.encode_covariates,
-            batch_vectors=vectors,
-            library=GaussianEncoder(n_genes, 1, self.n_hidden, **inside) if latent_library else None,
-            library_prior=torch.as_tensor(self.library_prior_) if latent_library else None, **more,
-        )  # fmt: skip
 
     # ---- loss --------------------------------------------------------------------------------------------------------
 
@@ -151,8 +105,6 @@ class VariationalMethod(ReferenceMapper):
         return [self._phase(len(cells["log_size"]))]
 
     def _phase(self, n_cells: int) -> Phase:
-        import torch
-
         from tenfold.engine import EarlyStopping, Phase
 
         epochs = self.epochs_for(n_cells)
@@ -165,17 +117,21 @@ class VariationalMethod(ReferenceMapper):
                 f"count, and there are {epochs} epochs. Lower kl_warmup_epochs.",
                 stacklevel=2,
             )
-        plateau = partial(torch.optim.lr_scheduler.ReduceLROnPlateau, factor=0.6, patience=30, threshold=0)
+        scheduler = self._schedule()
         return Phase(
             "train",
             epochs,
             loss=self._loss,
             optimizer=self._optimizer,
-            scheduler=plateau if self.reduce_learning_rate else None,
-            validate_every=1 if self.early_stopping or self.reduce_learning_rate else max(1, epochs // 20),
+            scheduler=scheduler,
+            validate_every=1 if self.early_stopping or scheduler else max(1, epochs // 20),
             early_stopping=EarlyStopping(self.patience, start_epoch=warmup) if self.early_stopping else None,
             before_epoch=lambda net, cells, progress: {"kl_weight": self._kl_weight(progress)},
         )
+
+    def _schedule(self) -> Callable[[Optimizer], Any] | None:
+        """Return what makes the schedule of the learning rate; None: it stays."""
+        return None
 
     def _optimizer(self, parameters: list[Parameter]) -> Optimizer:
         from tenfold.kernels.adam import Adam
@@ -185,3 +141,68 @@ class VariationalMethod(ReferenceMapper):
     def _n_batches(self, n_cells: int) -> int:
         """Return the minibatches in an epoch; a last one of one or two cells joins the one before."""
         return max(1, ceil((n_cells * self.train_fraction - 2) / self.batch_size))
+
+
+class VariationalMethod(TrainedMethod):
+    """A method whose `ConditionalVAE` is made of the parts of scVI."""
+
+    latent_distribution: Literal["normal", "ln"] = "normal"
+    batch_norm: Part = "both"
+    layer_norm: Part = "none"
+    encode_covariates: bool = False
+    deeply_inject_covariates: bool = True
+    batch_embedding: int | None = param(None, low=1)
+    library: Literal["observed", "latent"] = "observed"
+    log_variational: bool = True
+    reduce_learning_rate: bool = False
+
+    def _assembled(self, kind: Callable[..., ConditionalVAE], **more: Any) -> ConditionalVAE:
+        """Return a network of the parts of scVI, and of what a `kind` of it takes besides."""
+        import torch
+        from torch import nn
+
+        from tenfold.nn.decoders import CountDecoder
+        from tenfold.nn.encoders import GaussianEncoder
+
+        design, n_genes = self._design, len(self.genes_)
+        categories, n_continuous, vectors = design.categories, design.n_continuous, None
+        if self.batch_embedding is not None and len(design.batch) > 1:
+            vectors = nn.Embedding(categories[0], self.batch_embedding)
+            categories, n_continuous = categories[1:], n_continuous + self.batch_embedding
+        told: dict[str, Any] = {"categories": categories, "n_continuous": n_continuous}
+        told["deep_covariates"] = self.deeply_inject_covariates
+
+        def norms(part: str) -> dict[str, bool]:
+            return {"batch_norm": self.batch_norm in (part, "both"), "layer_norm": self.layer_norm in (part, "both")}
+
+        inside = {**norms("encoder"), "dropout": self.dropout, **(told if self.encode_covariates else {})}
+        mirrored = self.n_hidden if isinstance(self.n_hidden, int) else self.n_hidden[::-1]
+        groups = {"gene-batch": design.batch, "gene-label": design.labels}.get(self.dispersion, [""])
+        latent_library = self.library == "latent" and not design.sized
+        return kind(
+            GaussianEncoder(n_genes, self.n_latent, self.n_hidden, self.n_layers, **inside),
+            CountDecoder(
+                self.n_latent, n_genes, mirrored, self.n_layers, likelihood=self.likelihood,
+                dispersion=self.dispersion, n_levels=len(groups), link="softplus" if design.sized else "softmax",
+                **norms("decoder"), **told,
+            ),
+            log_input=self.log_variational, latent=self.latent_distribution, encode_covariates=self.encode_covariates,
+            batch_vectors=vectors,
+            library=GaussianEncoder(n_genes, 1, self.n_hidden, **inside) if latent_library else None,
+            library_prior=torch.as_tensor(self.library_prior_) if latent_library else None, **more,
+        )  # fmt: skip
+
+    def _schedule(self) -> Callable[[Optimizer], Any] | None:
+        from torch.optim.lr_scheduler import ReduceLROnPlateau
+
+        if not self.reduce_learning_rate:
+            return None
+        return partial(ReduceLROnPlateau, factor=0.6, patience=30, threshold=0)
+
+
+def balancing_weights(cells: dict[str, Any]) -> np.ndarray | None:
+    """Return how often each cell is drawn if all batches are to be equally frequent; None where there is one."""
+    if "levels" not in cells:
+        return None
+    batch = cells["levels"][:, 0]
+    return 1 / np.bincount(batch)[batch]

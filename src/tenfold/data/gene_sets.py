@@ -78,7 +78,9 @@ def read_gene_sets(pathways: Any) -> dict[str, list[str]]:
     return found
 
 
-def memberships(sets: dict[str, list[str]], genes: np.ndarray, largest: int, most: int) -> Memberships:
+def memberships(
+    sets: dict[str, list[str]], genes: np.ndarray, largest: int, most: int, fewest: int = FEWEST_GENES
+) -> Memberships:
     """Find the genes of the data in each set.
 
     Parameters
@@ -91,11 +93,13 @@ def memberships(sets: dict[str, list[str]], genes: np.ndarray, largest: int, mos
         Sets of more genes are left out: they are too general.
     most
         As many sets are kept, those with most genes in the data.
+    fewest
+        Sets with fewer genes in the data are left out.
 
     Raises
     ------
     DataError
-        No set has 5 genes in the data.
+        No set has enough genes in the data.
     """
     place = {str(gene): column for column, gene in enumerate(genes)}
     columns = {
@@ -103,11 +107,11 @@ def memberships(sets: dict[str, list[str]], genes: np.ndarray, largest: int, mos
         for name, members in sets.items()
         if len(members) <= largest
     }
-    kept = [name for name, found in columns.items() if len(found) >= FEWEST_GENES]
+    kept = [name for name, found in columns.items() if len(found) >= fewest]
     if not kept:
         example = next((gene for members in sets.values() for gene in members), "")
         raise DataError(
-            f"None of the {len(sets):,} pathways has {FEWEST_GENES} genes among those of the data (they have "
+            f"None of the {len(sets):,} pathways has {fewest} genes among those of the data (they have "
             f"{kind_of_names(genes)}, e.g. '{genes[0]}'; the pathways e.g. '{example}'). Give pathways of the same "
             "organism and kind of names, or raise n_top_genes."
         )

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 
-from tenfold.count_models.variational import Part, VariationalMethod
+from tenfold.count_models.variational import Part, VariationalMethod, balancing_weights
 from tenfold.method import MethodInfo, param
 
 if TYPE_CHECKING:
@@ -131,7 +131,4 @@ class TRVAE(VariationalMethod):
         return net.terms(batch, kl_weight, discrepancy)
 
     def _sampling_weights(self, cells: dict[str, Any]) -> np.ndarray | None:
-        if not self.balance_batches or "levels" not in cells:
-            return None
-        batch = cells["levels"][:, 0]
-        return 1 / np.bincount(batch)[batch]
+        return balancing_weights(cells) if self.balance_batches else None

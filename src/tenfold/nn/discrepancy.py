@@ -1,8 +1,9 @@
-"""Maximum mean discrepancy: how far two samples are apart, as one number that can be trained on."""
+"""How far two samples are apart, or how dependent two variables, as one number that can be trained on."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
+from math import exp, lgamma
 
 import torch
 from torch import Tensor
@@ -92,3 +93,27 @@ def mmd_of_pairs(
     own = mean_kernel(known, known)[place_of].sum(1)
     there = (sizes[pairs] > 0).all(1).to(x.dtype)
     return (own - 2 * mean_kernel(pairs[:, 0], pairs[:, 1])) * there
+
+
+def hsic(x: Tensor, y: Tensor) -> Tensor:
+    """Return the root of the Hilbert-Schmidt independence criterion of two variables, 0 where they are independent.
+
+    The kernels are exp(-d² / 2g²), where g is the root of 2 times the expected length of a standard normal vector.
+
+    Parameters
+    ----------
+    x, y
+        The two variables of the same cells, shapes (n_cells, n_x) and (n_cells, n_y).
+
+    References
+    ----------
+    Gretton et al. (2005), doi 10.1007/11564089_7; Lopez et al. (2018), arXiv 1805.08672.
+    """
+    of_x, of_y = (rbf_mixture(part, part, (_usual_length(part.shape[1]) ** 2,)) for part in (x, y))
+    squared = (of_x * of_y).mean() + of_x.mean() * of_y.mean() - 2 * (of_x.mean(1) * of_y.mean(1)).mean()
+    return squared.clamp(min=torch.finfo(x.dtype).tiny).sqrt()
+
+
+def _usual_length(n_dimensions: int) -> float:
+    """Return the root of 2 times the expected length of a standard normal vector."""
+    return 2 * exp(lgamma(0.5 * (n_dimensions + 1)) - lgamma(0.5 * n_dimensions))

@@ -7,6 +7,7 @@ trained: no optimiser, weight decay or running mean can reach the rest.
 from __future__ import annotations
 
 from collections.abc import Iterator
+from copy import deepcopy
 
 import torch
 from torch import Tensor, nn
@@ -77,6 +78,16 @@ def heal(net: nn.Module) -> None:
             for own in list(module.parametrizations):  # type: ignore[arg-type]
                 parametrize.remove_parametrizations(module, own, leave_parametrized=True)
     net.requires_grad_(True)
+
+
+def with_average_level(net: nn.Module) -> nn.Module:
+    """Return a copy whose tables have one more row, the mean of the others: for cells of a level that is not known."""
+    copy = deepcopy(net)
+    for layer in copy.modules():
+        if isinstance(layer, Layer):
+            for number, table in enumerate(layer.tables):
+                layer.tables[number] = nn.Parameter(torch.cat([table, table.mean(dim=0, keepdim=True)]))
+    return copy
 
 
 def _tensors(net: nn.Module) -> Iterator[tuple[str, nn.Module, str]]:
