@@ -9,9 +9,10 @@ from sklearn.cluster import KMeans
 
 import tenfold as tf
 from tenfold.data.spatial import spatial_graph, symmetrised
-from tenfold.domains.bass import BASS, TypesInDomains
+from tenfold.domains.bass import BASS
 from tenfold.errors import ParameterError
 from tenfold.kernels import potts
+from tenfold.spatial_models.types_in_domains import TypesInDomains
 from test_spatial import positions, tissue
 
 
