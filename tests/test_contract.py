@@ -17,6 +17,7 @@ from scipy import sparse
 
 import tenfold as tf
 from tenfold import catalog
+from tenfold.capabilities import VelocityModel
 from tenfold.errors import DataError, KeyMissingError, NotCountsError, NotFittedError, ParameterError, RoleError
 from tenfold.method import (
     TASKS,
@@ -48,6 +49,9 @@ def tiny(seed: int = 0) -> ad.AnnData:
     adata.obs["site"] = pd.Categorical(np.where(np.arange(120) % 3 == 0, "x", "y"))
     adata.obs["age"] = np.random.default_rng(seed).normal(size=120)
     adata.obsm["spatial"] = np.random.default_rng(seed).uniform(size=(120, 2))
+    intronic = np.random.default_rng(seed).binomial(adata.X.data.astype(int), 0.25)
+    adata.layers["unspliced"] = sparse.csr_matrix((intronic, adata.X.indices, adata.X.indptr), adata.shape)
+    adata.layers["spliced"] = sparse.csr_matrix(adata.X - adata.layers["unspliced"])
     return adata
 
 
@@ -82,6 +86,8 @@ def results(method: Method) -> dict[str, np.ndarray]:
         found["denoise"] = method.denoise()
     if isinstance(method, Annotator):
         found["probabilities"] = method.probabilities().to_numpy()
+    if isinstance(method, VelocityModel):
+        found["velocity"], found["time"], found["confidence"] = method.velocity(), method.time(), method.confidence()
     if isinstance(method, Generator):
         found["sample"] = method.sample(20).X.toarray()
     return found
@@ -115,9 +121,9 @@ def test_results_have_one_row_a_cell_and_are_finite(cls, once):
     assert method.run_["seconds"] < 60
     for name, value in results(method).items():
         assert len(value) == (20 if name == "sample" else 120), name
-        kept = value[:, np.isfinite(value).all(axis=0)] if name in ("denoise", "correct") else value
+        kept = value[:, np.isfinite(value).all(axis=0)] if name in ("denoise", "correct", "velocity") else value
         assert kept.size and np.isfinite(kept).all(), name
-        if name in ("embed", "correct", "denoise", "probabilities"):
+        if name in ("embed", "correct", "denoise", "probabilities", "velocity", "time", "confidence"):
             assert value.dtype == np.float32, name
         if name == "sample":
             assert (value >= 0).all() and (value == np.rint(value)).all()
@@ -147,7 +153,8 @@ def test_write_fills_the_documented_slots_and_nothing_else(cls, once):
         key = cls.name()
         slots = {f"obsm['X_{key}']", f"obs['{key}']", f"layers['{key}']", f"obsp['{key}_distances']",
                  f"obsp['{key}_connectivities']", f"uns['{key}']", "uns['tenfold']", f"obs['{key}_label']",
-                 f"obs['{key}_confidence']", f"obsm['{key}_probabilities']"}  # fmt: skip
+                 f"obs['{key}_confidence']", f"obsm['{key}_probabilities']", f"layers['{key}_velocity']",
+                 f"obs['{key}_time']"}  # fmt: skip
         assert "uns['tenfold']" in new and new <= slots
         documented = re.sub(r"\s+", " ", cls.__doc__).replace('"', "'")
         assert all(slot in documented for slot in new - {"uns['tenfold']", f"uns['{key}']"}), new
@@ -211,16 +218,19 @@ def _backed(adata: ad.AnnData, folder: Any) -> ad.AnnData:
     return ad.read_h5ad(folder / "tiny.h5ad", backed="r")
 
 
-def _with(adata: ad.AnnData, matrix: Any) -> ad.AnnData:
-    return ad.AnnData(matrix, obs=adata.obs.copy(), var=adata.var.copy(), obsm=dict(adata.obsm))
+def _with(adata: ad.AnnData, convert: Callable[[Any], Any]) -> ad.AnnData:
+    layers = {name: convert(matrix) for name, matrix in adata.layers.items()}
+    return ad.AnnData(
+        convert(adata.X), obs=adata.obs.copy(), var=adata.var.copy(), obsm=dict(adata.obsm), layers=layers
+    )
 
 
 FORMS: dict[str, Callable[[ad.AnnData, Any], ad.AnnData]] = {
-    "csc": lambda a, _: _with(a, a.X.tocsc()),
-    "dense": lambda a, _: _with(a, a.X.toarray()),
-    "float64": lambda a, _: _with(a, a.X.astype(np.float64)),
-    "int64": lambda a, _: _with(a, a.X.astype(np.int64)),
-    "sparse array": lambda a, _: _with(a, sparse.csr_array(a.X)),
+    "csc": lambda a, _: _with(a, lambda x: x.tocsc()),
+    "dense": lambda a, _: _with(a, lambda x: x.toarray()),
+    "float64": lambda a, _: _with(a, lambda x: x.astype(np.float64)),
+    "int64": lambda a, _: _with(a, lambda x: x.astype(np.int64)),
+    "sparse array": lambda a, _: _with(a, sparse.csr_array),
     "view": lambda a, _: ad.concat([a, a[:7]], index_unique="-")[: a.n_obs],
     "backed": _backed,
 }

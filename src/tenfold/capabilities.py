@@ -197,6 +197,27 @@ class Annotator(Capability):
         adata.obsm[f"{key}_probabilities"] = found
 
 
+class VelocityModel(Capability):
+    """Gives the change of expression: ``layers["<m>_velocity"]``, ``obs["<m>_time"]``, ``obs["<m>_confidence"]``."""
+
+    @abstractmethod
+    def velocity(self) -> np.ndarray:
+        """Return ds/dt of the fitted cells, (n_cells, n_genes), float32, genes without a trusted velocity as NaN."""
+
+    @abstractmethod
+    def time(self) -> np.ndarray:
+        """Return how far along each fitted cell is, shape (n_cells,), float32, from 0 to 1."""
+
+    @abstractmethod
+    def confidence(self) -> np.ndarray:
+        """Return how much the velocity of each cell agrees with those around it, shape (n_cells,), float32."""
+
+    def _write(self, adata: AnnData, key: str) -> None:
+        adata.layers[f"{key}_velocity"] = self.velocity()
+        adata.obs[f"{key}_time"] = self.time()
+        adata.obs[f"{key}_confidence"] = self.confidence()
+
+
 @dataclass(frozen=True)
 class TaskInfo:
     """A task of the catalog: its title and the capabilities whose results `write` stores."""
@@ -214,4 +235,5 @@ TASKS: dict[str, TaskInfo] = {
     "integrate": TaskInfo("Integration of batches", (Embedder, Grapher, Corrector)),
     "denoise": TaskInfo("Denoising of expression", (Denoiser,)),
     "generate": TaskInfo("Generation of synthetic cells", (Generator,)),
+    "velocity": TaskInfo("RNA velocity", (VelocityModel,)),
 }

@@ -54,6 +54,9 @@ ROLES: dict[str, str] = {
     "pathways": "gene sets: path of a .gmt file, or a dict of gene lists",
     "ontology": "path of an .obo file with cell types, such as the Cell Ontology",
     "pseudotime": "obs column with a reference pseudotime, NaN where a cell has none; compare scores by it",
+    "spliced": "layer with spliced counts, for velocity (default: 'spliced')",
+    "unspliced": "layer with unspliced counts, for velocity (default: 'unspliced')",
+    "transitions": "known directions between labels, 'A > B, B > C', by which compare scores velocities",
     "use_rep": "obsm key of an embedding to start from, instead of the default preprocessing",
     "key_added": "name to write results under, instead of the method's",
     "size_factor": "obs column with a size factor for each cell",
@@ -172,9 +175,7 @@ class Method(Parametrised):
             if role not in ROLES:
                 raise RoleError(f"'{role}' is not a data role.{closest(role, ROLES)} Roles are: {', '.join(ROLES)}.")
             if role not in taken:
-                raise RoleError(
-                    f"{self.info.title} does not use '{role}'; it takes {', '.join(taken)}. Leave {role}= out."
-                )
+                raise RoleError(f"{self.info.title} does not use '{role}'; it takes {', '.join(taken)}. Leave it out.")
             if role in _ALWAYS_ACCEPTED and not isinstance(roles[role], str):
                 raise RoleError(f"{role}= takes a name, not {type(roles[role]).__name__}: the {ROLES[role]}.")
         for role in self.info.needs if needs is None else needs:

@@ -18,6 +18,7 @@ if TYPE_CHECKING:
     from tenfold.data.genes import rename_genes
     from tenfold.data.reading import read, read_mudata
     from tenfold.data.simulation import plant_batch, simulate
+    from tenfold.data.velocity_simulation import simulate_branching, simulate_splicing
     from tenfold.data.writing import write
 
 _FUNCTIONS = {
@@ -28,14 +29,16 @@ _FUNCTIONS = {
     "rename_genes": "genes",
     "results": "backed",
     "simulate": "simulation",
+    "simulate_branching": "velocity_simulation",
+    "simulate_splicing": "velocity_simulation",
     "write": "writing",
 }
 
 _MODULES = ("splits", "stress")
 
 __all__ = [
-    "pbmc", "plant_batch", "read", "read_mudata", "rename_genes", "results", "simulate", "splits",
-    "stress", "write",
+    "pbmc", "plant_batch", "read", "read_mudata", "rename_genes", "results", "simulate", "simulate_branching",
+    "simulate_splicing", "splits", "stress", "write",
 ]  # fmt: skip
 
 

@@ -82,6 +82,14 @@ if TYPE_CHECKING:
     from tenfold.metrics.spatial import Autocorrelation, chaos, contiguity, domain_markers, moran, pas, shared_domains
     from tenfold.metrics.suite import MetricScore, integration_metrics
     from tenfold.metrics.variance import pcr, pcr_comparison
+    from tenfold.metrics.velocity import (
+        consensus_direction,
+        cross_boundary_direction,
+        direction_accuracy,
+        in_cluster_coherence,
+        neighbor_coherence,
+        velocity_agreement,
+    )
 
 # No file has the name of a function: importing it would put the module in the function's place.
 _HOMES = {
@@ -116,6 +124,10 @@ _HOMES = {
     "suite": ("MetricScore", "integration_metrics"),
     "conserved_order": ("trajectory",),
     "variance": ("pcr", "pcr_comparison"),
+    "velocity": (
+        "consensus_direction", "cross_boundary_direction", "direction_accuracy", "in_cluster_coherence",
+        "neighbor_coherence", "velocity_agreement",
+    ),
 }  # fmt: skip
 
 __all__ = [  # noqa: RUF022  (by family)
@@ -133,6 +145,8 @@ __all__ = [  # noqa: RUF022  (by family)
     "ontology_credit", "ontology_jaccard", "ontology_distance", "ontology_f1", "ontology_relations",
     "marker_auroc", "Interval", "bootstrap_interval", "paired_permutation",
     "Autocorrelation", "chaos", "contiguity", "domain_markers", "moran", "pas", "shared_domains",
+    "neighbor_coherence", "in_cluster_coherence", "cross_boundary_direction", "velocity_agreement",
+    "consensus_direction", "direction_accuracy",
     "METRICS", "Beyond", "Corrected", "MetricInfo", "MetricScore", "integration_metrics",
 ]  # fmt: skip
 

@@ -1,0 +1,196 @@
+"""What follows from a velocity graph: transitions, arrows in an embedding, where cells come from, go to, and when."""
+
+from __future__ import annotations
+
+import warnings
+from typing import NamedTuple
+
+import numpy as np
+from scipy import sparse
+from scipy.sparse.linalg import ArpackError, eigs, eigsh
+
+#: Steepness of the exponential that turns cosines into transition probabilities.
+SHARPNESS = 10.0
+#: Eigenvalues above this belong to components that the walk does not leave, as float32 keeps them.
+STATIONARY = 0.9994
+
+
+def self_transitions(cosines: sparse.csr_matrix) -> np.ndarray:
+    """Return the weight with which each cell stays where it is, shape (n_cells,), in [0, 1], float32.
+
+    It is what the highest cosine of the cell lacks to the 98th percentile of highest cosines: cells that no neighbour
+    lies ahead of stay.
+    """
+    highest = np.maximum(cosines.max(axis=1).toarray().ravel(), 0)
+    return np.clip(np.percentile(highest, 98) - highest, 0, 1).astype(np.float32)
+
+
+def transition_matrix(
+    cosines: sparse.csr_matrix, *, backward: bool = False, stay: bool = True, signed: bool = False
+) -> sparse.csr_matrix:
+    """Turn cosines into transition probabilities.
+
+    Parameters
+    ----------
+    cosines
+        Agreement of each cell's velocity with displacements, (n_cells, n_cells), without a diagonal.
+    backward
+        Transpose the weights before rows are scaled: probabilities of where cells came from.
+    stay
+        Let cells stay where they are (see `self_transitions`).
+    signed
+        Weights are sign(c) (exp(10 |c|) - 1) instead of exp(10 c): displacements against the velocity count negative.
+        Then absolute values of a row sum to 1.
+
+    Returns
+    -------
+    CSR, float32; rows sum to 1, but for cells without velocity, whose rows are empty.
+    """
+    sharp = (SHARPNESS * cosines).astype(np.float32)
+    weights = sharp.copy()
+    weights.data = np.sign(sharp.data) * np.expm1(np.abs(sharp.data)) if signed else np.exp(sharp.data)
+    if stay:
+        own = SHARPNESS * self_transitions(cosines)
+        diagonal = np.where(own > 0, np.expm1(own) if signed else np.exp(own), 0)
+        weights = sparse.csr_matrix(weights + sparse.diags_array(diagonal.astype(np.float32)))
+    if backward:
+        weights = weights.T.tocsr()
+    weights.eliminate_zeros()
+    totals = np.asarray(abs(weights).sum(axis=1, dtype=np.float64)).ravel()
+    scale = np.divide(1, totals, out=np.zeros_like(totals), where=totals > 0)
+    return sparse.csr_matrix(sparse.diags_array(scale.astype(np.float32)) @ weights)
+
+
+def project(cosines: sparse.csr_matrix, embedding: np.ndarray) -> np.ndarray:
+    """Place velocities in an embedding: where the transitions of each cell point on average.
+
+    The mean direction to all neighbours is taken off, so that a cell without preference has no arrow. The arrows follow
+    neighbours of the graph and so look smoother than the velocities are.
+
+    Parameters
+    ----------
+    cosines
+        As for `transition_matrix`.
+    embedding
+        Coordinates of the cells, shape (n_cells, d).
+
+    Returns
+    -------
+    Shape (n_cells, d), float32. Directions are meant; lengths are between 0 and 1 and have no unit.
+    """
+    moves = transition_matrix(cosines, signed=True)
+    moves.setdiag(0)
+    moves.eliminate_zeros()
+    points = np.asarray(embedding, dtype=np.float64)
+    rows = np.repeat(np.arange(len(points)), np.diff(moves.indptr))
+    steps = points[moves.indices] - points[rows]
+    lengths = np.linalg.norm(steps, axis=1, keepdims=True)
+    steps = np.divide(steps, lengths, out=np.zeros_like(steps), where=lengths > 0)
+    size = np.maximum(np.diff(moves.indptr), 1)
+    weight = moves.data - (np.asarray(moves.sum(axis=1)).ravel() / size)[rows]
+    columns = [np.bincount(rows, weights=weight * step, minlength=len(points)) for step in steps.T]
+    return np.stack(columns, axis=1).astype(np.float32)
+
+
+class TerminalStates(NamedTuple):
+    """How much each cell is a beginning and an end, each shape (n_cells,), float64, in [0, 1]."""
+
+    roots: np.ndarray
+    ends: np.ndarray
+
+
+def terminal_states(cosines: sparse.csr_matrix, near: sparse.csr_matrix) -> TerminalStates:
+    """Find where the walk along the velocities ends, and where it ends when it is followed backwards.
+
+    Parameters
+    ----------
+    cosines
+        As for `transition_matrix`.
+    near
+        Averages over a cell and its nearest neighbours, (n_cells, n_cells).
+
+    Returns
+    -------
+    Stationary distributions of the backward and forward walk, averaged over neighbours, highest cells at 1. They are
+    cut at the 98th percentile as in scVelo, which has no states where that is 0 or where the walk leaks out of the
+    graph; here there are some in these cases too.
+    """
+    found = [_stationary(transition_matrix(cosines, backward=way, stay=False)) for way in (True, False)]
+    return TerminalStates(*(_capped((near @ vectors).sum(axis=1)) for vectors in found))
+
+
+def _stationary(moves: sparse.csr_matrix, tolerance: float = 1e-3) -> np.ndarray:
+    """Left eigenvectors whose eigenvalue is one, absolute, cut at the 2nd and 98th percentile, highest entry 1.
+
+    Where cells that are nobody's neighbour let the walk leak, no eigenvalue is one: then the leading one is taken.
+    """
+    n = moves.shape[0]
+    start = np.random.default_rng(0).random(n)
+    try:
+        values, vectors = eigs(moves.T.astype(np.float64), k=min(10, n - 2), which="LR", v0=start)
+    except ArpackError as error:
+        warnings.warn(f"Terminal states were not found, since the eigenvectors did not converge: {error}", stacklevel=3)
+        return np.zeros((n, 0))
+    kept = np.abs(vectors.real[:, values.real >= min(1 - tolerance, values.real.max())])
+    low, high = np.percentile(kept, [2, 98], axis=0)
+    # Where fewer than 2 % of the cells hold the walk, nothing would be left of it.
+    kept = np.minimum(np.where(kept < low, 0, kept), np.where(high > 0, high, kept.max(axis=0, initial=0)))
+    return kept / np.maximum(kept.max(axis=0, initial=0), 1e-300)
+
+
+def _capped(values: np.ndarray) -> np.ndarray:
+    return _scaled(np.clip(values, 0, np.percentile(values, 98) or values.max()))
+
+
+def _scaled(values: np.ndarray) -> np.ndarray:
+    low = values.min()
+    return (values - low) / (values.max() - low or 1.0)
+
+
+def pseudotime(cosines: sparse.csr_matrix, states: TerminalStates, mean: sparse.csr_matrix) -> np.ndarray:
+    """Return the distance of each cell from the beginning and to the end, by diffusion along the velocity graph.
+
+    The distances are those of diffusion pseudotime on |cosines|, which have no direction: direction enters by which
+    cells are beginning and end only.
+
+    Parameters
+    ----------
+    cosines
+        As for `transition_matrix`.
+    states
+        Beginnings and ends.
+    mean
+        Averages over neighbours by which the most extreme cells are chosen.
+
+    Returns
+    -------
+    Shape (n_cells,), float64, in [0, 1]. A cell that the graph does not reach has the mean of those around it, or of
+    all.
+    """
+    strength = abs(cosines).astype(np.float64)
+    values, vectors = _diffusion(sparse.csr_matrix(strength + strength.T))
+    from_root = _distance(values, vectors, int((mean @ states.roots).argmax()))
+    to_end = 1 - _distance(values, vectors, int((mean @ states.ends).argmax()))
+    return _scaled((from_root + to_end) / 2)
+
+
+def _diffusion(weights: sparse.csr_matrix, n_components: int = 10) -> tuple[np.ndarray, np.ndarray]:
+    """Leading eigenvalues and eigenvectors of the symmetric transitions, normalised for density."""
+    degree = np.asarray(weights.sum(axis=0)).ravel()
+    by_degree = sparse.diags_array(1 / np.where(degree > 0, degree, 1))
+    kernel = by_degree @ weights @ by_degree
+    root = np.sqrt(np.asarray(kernel.sum(axis=0)).ravel())
+    by_root = sparse.diags_array(1 / np.where(root > 0, root, 1))
+    n = weights.shape[0]
+    start = np.random.default_rng(0).random(n)
+    values, vectors = eigsh(by_root @ kernel @ by_root, k=min(n - 1, n_components), which="LM", v0=start)
+    return values[::-1], vectors[:, ::-1]
+
+
+def _distance(values: np.ndarray, vectors: np.ndarray, cell: int) -> np.ndarray:
+    """Diffusion distance of all cells from one, summed over walks of all lengths, the largest 1."""
+    damped = values < STATIONARY
+    weight = np.ones_like(values)
+    weight[damped] = (values[damped] / (1 - values[damped])) ** 2
+    row = np.sqrt(((vectors - vectors[cell]) ** 2) @ weight)
+    return row / (row.max() or 1.0)

@@ -1,0 +1,1 @@
+"""What methods for RNA velocity share: moments, the velocity graph and what follows from it."""
