@@ -20,8 +20,8 @@ from recording import record, run_apart, write
 from tenfold import metrics
 from tenfold.data.heads import clusters_of
 from tenfold.data.inputs import Inputs
-from tenfold.domains.bass import BASS
 from tenfold.kernels.potts import Tally
+from tenfold.spatial_models.sampling import log2_components
 
 SLICE, N_TYPES, N_DOMAINS, SEEDS = "starmap_mpfc BZ9", 15, 4, 3
 SWEEPS, BURN_IN, BAR = 4_000, 2_000, 5.0
@@ -55,7 +55,6 @@ result$beta <- beta
 """
 OURS_SETUP = """
 import anndata as ad
-from tenfold.domains.bass import BASS
 def fitted(seed, epochs, burn_in):
     adata = ad.AnnData(np.ones((len(given["x"]), 2), np.float32), obsm={"spatial": given["xy"], "X": given["x"]})
     model = BASS(n_clusters=int(given["r"]), n_types=int(given["c"]), epochs=epochs, burn_in=burn_in, seed=seed)
@@ -80,8 +79,7 @@ def modes(samples: np.ndarray, n_labels: int) -> np.ndarray:
 def main() -> None:
     warnings.simplefilter("ignore")
     adata = load(SLICE)
-    model = BASS(n_top_genes=None)
-    x = model._features(Inputs(adata, {}))
+    x = log2_components(Inputs(adata, {}), 20, None, scale=True)
     x -= x.mean(axis=0)
     types, domains = (clusters_of(x, k, "kmeans", 0) for k in (N_TYPES, N_DOMAINS))
     mu = np.stack([x[types == kind].mean(axis=0) for kind in range(N_TYPES)])

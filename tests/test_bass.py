@@ -8,10 +8,12 @@ from scipy import stats
 from sklearn.cluster import KMeans
 
 import tenfold as tf
+from tenfold.data.inputs import Inputs
 from tenfold.data.spatial import spatial_graph, symmetrised
 from tenfold.domains.bass import BASS
 from tenfold.errors import ParameterError
 from tenfold.kernels import potts
+from tenfold.spatial_models.sampling import log2_components
 from tenfold.spatial_models.types_in_domains import TypesInDomains
 from test_spatial import positions, tissue
 
@@ -60,7 +62,7 @@ def test_types_are_drawn_as_the_joint_density_says():
 
 def test_means_are_drawn_around_cells_shrunk_to_their_centre():
     state = chain()
-    precision, sums, sizes = state.precision.copy(), state.sums.copy(), state.sizes.copy()
+    precision, sums, sizes = state.precision.copy(), state.sums.copy(), state.counts.copy()
     draws = []
     for _ in range(3_000):
         state.spread[:], state.origin[:] = [0.5, 2.0], [1.0, -1.0]
@@ -93,7 +95,7 @@ def test_compositions_are_dirichlet_and_precisions_wishart():
 
 def test_the_strength_is_that_of_labels_drawn_with_it():
     state = chain(30, beta=None)
-    state.domains = np.random.default_rng(0).integers(0, 2, 900)
+    state.domains[:] = np.random.default_rng(0).integers(0, 2, 900)
     potts.free_samples(*state.edges, state.domains, 2, 0.5, 50, 1, state.rng)
     course = []
     for step in range(400):
@@ -108,7 +110,8 @@ def test_domains_of_mixed_types_are_found_where_expression_alone_fails():
     model = BASS(n_clusters=2, n_types=3, n_components=5, epochs=1200, burn_in=0.6)
     model.fit(adata, sample="section", progress=False)
     domain = adata.obs["domain"]
-    alone = KMeans(2, n_init=5, random_state=0).fit_predict(model._features(tf.data.inputs.Inputs(adata, {})))
+    components = log2_components(Inputs(adata, {}), 5, None, scale=True)
+    alone = KMeans(2, n_init=5, random_state=0).fit_predict(components)
     assert tf.metrics.ari(model.cluster(), domain) > 0.8 > 0.6 > tf.metrics.ari(alone, domain)
     assert tf.metrics.ari(model.types(), adata.obs["type"]) > 0.8
     composition = model.composition()

@@ -7,27 +7,21 @@ from typing import TYPE_CHECKING, Literal
 
 import numpy as np
 
-from tenfold.data.bar import Bar
 from tenfold.data.heads import clusters_of
 from tenfold.data.inputs import Inputs
-from tenfold.data.preprocess import normalize_log1p, pca
 from tenfold.data.spatial import Positions, spatial_graph, symmetrised
 from tenfold.errors import ParameterError
 from tenfold.kernels import potts
 from tenfold.method import MethodInfo, param
-from tenfold.spatial_models.base import DomainFinder, SoftDomains, largest_first
+from tenfold.spatial_models.base import largest_first
+from tenfold.spatial_models.sampling import SampledDomains, log2_components
 from tenfold.spatial_models.types_in_domains import LARGEST_BETA, TypesInDomains
 
 if TYPE_CHECKING:
     import pandas as pd
 
-#: Sweeps whose mean strength is compared with that of as many before; a smaller change ends the search.
-WINDOW, SETTLED = 100, 1e-3
-#: Below this agreement between the two halves of the samples the chain is called unsettled.
-AGREE = 0.9
 
-
-class BASS(SoftDomains, DomainFinder):
+class BASS(SampledDomains):
     """Bayesian model of cell types, and of domains as regions of one composition of types, over several sections.
 
     Principal components of a cell are Gaussian around the mean of its type, with one covariance for all types; a domain
@@ -127,7 +121,7 @@ class BASS(SoftDomains, DomainFinder):
     burn_in: float = param(2 / 7, low=0.0, high=0.95)
 
     def _domains(self, data: Inputs, positions: Positions) -> np.ndarray:
-        x = self._features(data)
+        x = log2_components(data, self.n_components, self.n_top_genes, self.scale, self.seed)
         if self.align == "centre":
             for cells in positions.each():
                 x[cells] -= x[cells].mean(axis=0)
@@ -140,70 +134,16 @@ class BASS(SoftDomains, DomainFinder):
         first = positions.each()[0]
         chain = TypesInDomains(x, types, domains, (self.n_types, n_domains), potts.edge_list(graph),
                                (first, potts.edge_list(graph[first][:, first])), self.beta, self.seed)  # fmt: skip
-        self._sample(chain, data)
-        labels, self.probabilities_ = largest_first(self._tally.modes, self._tally.probabilities())
-        self.types_, _ = largest_first(self._type_tally.modes, self._type_tally.counts)
-        del self._tally, self._type_tally
-        return labels
-
-    def _features(self, data: Inputs) -> np.ndarray:
-        """Return components of log2 of counts per mean depth, genes scaled where asked, float64."""
-        if "use_rep" in data.roles:
-            return data.embedding(self.n_components, self.n_top_genes).astype(np.float64)
-        depth = float(data.counts.sum(dtype=np.float64)) / data.n_cells
-        x = normalize_log1p(data.counts, depth)[:, data.variable_genes(self.n_top_genes)]
-        x.data /= np.float32(np.log(2))
-        if self.scale:
-            mean = np.asarray(x.mean(axis=0)).ravel()
-            squares = np.bincount(x.indices, weights=x.data.astype(np.float64) ** 2, minlength=x.shape[1])
-            deviation = np.sqrt(np.maximum(squares - len(data.cell_names) * mean**2, 0) / max(x.shape[0] - 1, 1))
-            x.data /= np.where(deviation > 1e-6, deviation, 1)[x.indices].astype(np.float32)
-        return pca(x, self.n_components, self.seed).embedding.astype(np.float64)
-
-    def _sample(self, chain: TypesInDomains, data: Inputs) -> None:
-        """Run the chain, counting labels after the burn-in."""
-        n_cells, n_burn_in = data.n_cells, int(self.epochs * self.burn_in)
-        self._tally, self._type_tally = potts.Tally(n_cells, chain.n_domains), potts.Tally(n_cells, chain.n_types)
-        half, course = np.zeros(n_cells, np.int64), np.empty((self.epochs, 2))
-        bar = Bar(self.info.title, self.epochs, data.run.progress)
-        settled, before = self.beta is not None, chain.beta
-        try:
-            for step in range(self.epochs):
-                if step == n_burn_in and not settled and n_burn_in:
-                    chain.beta = float(course[max(0, step - WINDOW) : step, 0].mean())
-                chain.sweep()
-                if step < n_burn_in and not settled:
-                    chain.draw_beta()
-                course[step] = chain.beta, chain.log_likelihood()
-                if step < n_burn_in and not settled and (step + 1) % WINDOW == 0:
-                    mean = float(course[step + 1 - WINDOW : step + 1, 0].mean())
-                    settled, before = abs(mean - before) < SETTLED, mean
-                    chain.beta = mean if settled else chain.beta
-                if step >= n_burn_in:
-                    self._tally.add(chain.domains)
-                    self._type_tally.add(chain.types)
-                    if step == (n_burn_in + self.epochs) // 2:
-                        half[:] = self._tally.modes
-                bar.show(step + 1, now="burning in" if step < n_burn_in else "sampling", result=f"β {chain.beta:.2f}")
-        finally:
-            bar.close()
-        self.beta_, self.course_, self.n_burn_in_ = chain.beta, course, n_burn_in
-        self._judge(settled, float((half == self._tally.modes).mean()))
-
-    def _judge(self, settled: bool, agreement: float) -> None:
-        self.agreement_ = agreement
-        if not settled:
+        tallies = self._sample(chain, data)
+        self.types_, _ = largest_first(tallies["types"].modes, tallies["types"].counts)
+        self.beta_ = chain.beta
+        if not chain.settled:
             warnings.warn(
                 f"The strength of the interaction had not settled in {self.n_burn_in_:,} sweeps and was taken as the "
-                f"mean of the last {WINDOW}, {self.beta_:.3f}. Look at its course in `history`; raise epochs.",
-                stacklevel=5,
+                f"mean of the last ones, {self.beta_:.3f}. Look at its course in `history`; raise epochs.",
+                stacklevel=4,
             )
-        if agreement < AGREE:
-            warnings.warn(
-                f"Half of the samples puts {100 * (1 - agreement):.0f} % of the cells into another domain than all of "
-                "them: the chain has not settled. Raise epochs, and compare seeds.",
-                stacklevel=5,
-            )
+        return self._most_frequent(tallies)
 
     def types(self) -> np.ndarray:
         """Return the cell type of each cell, integers from 0 (largest), shape (n_cells,)."""
@@ -219,11 +159,3 @@ class BASS(SoftDomains, DomainFinder):
         np.add.at(table, (self.types_, self.domains_), 1)
         table /= np.maximum(table.sum(axis=0), 1)
         return pd.DataFrame(table, columns=[str(level) for level in range(table.shape[1])])
-
-    @property
-    def history(self) -> pd.DataFrame:
-        """Strength of the interaction and log-likelihood of the components, one row a sweep."""
-        import pandas as pd
-
-        self._check_fitted()
-        return pd.DataFrame(self.course_, columns=["beta", "log_likelihood"])

@@ -10,6 +10,8 @@ from tenfold.kernels.draws import gaussian, inverse_gaussian, wishart
 
 #: Largest strength of the interaction; step of its random walk; sweeps without data for each, unused and used.
 LARGEST_BETA, STEP, UNUSED, USED = 4.0, 0.1, 10, 10
+#: Sweeps whose mean strength is compared with that of as many before; a smaller change ends the search.
+WINDOW, SETTLED = 100, 1e-3
 
 
 class TypesInDomains:
@@ -33,6 +35,8 @@ class TypesInDomains:
         Of the chain.
     """
 
+    course = ("beta", "log_likelihood")
+
     def __init__(
         self, x: np.ndarray, types: np.ndarray, domains: np.ndarray, sizes: tuple[int, int],
         edges: tuple[np.ndarray, np.ndarray], first: tuple[np.ndarray, tuple[np.ndarray, np.ndarray]],
@@ -40,23 +44,40 @@ class TypesInDomains:
     ):  # fmt: skip
         self.x, self.types, self.domains = x, types.astype(np.int64), domains.astype(np.int64)
         self.n_types, self.n_domains = sizes
+        self.sizes = {"types": self.n_types, "domains": self.n_domains}
+        self.labels = {"types": self.types, "domains": self.domains}  # changed in place
+        self.settled, self.tried, self.before = beta is not None, [], 1.0
         self.edges, (self.first, self.first_edges) = edges, first
         self.beta, self.rng = 1.0 if beta is None else beta, np.random.default_rng(seed)
         self.squares, self.range2 = x.T @ x, np.maximum(np.ptp(x, axis=0) ** 2, 1e-12)
         self.spread, self.origin = np.ones(x.shape[1]), np.zeros(x.shape[1])  # λ and d
         self.free = self.rng.integers(self.n_domains, size=len(self.first))  # labels of the model without data
         self._sum()
-        self.means = self.sums / np.maximum(self.sizes, 1)[:, None]
+        self.means = self.sums / np.maximum(self.counts, 1)[:, None]
         self.draw_composition()
         self.draw_precision()
 
-    def sweep(self) -> None:
-        """Draw all but the strength of the interaction once."""
+    def sweep(self, burning_in: bool) -> tuple[float, float]:
+        """Draw everything once, the strength of the interaction while burning in and not settled."""
+        if not burning_in and self.tried and not self.settled:
+            self.beta = float(np.mean(self.tried[-WINDOW:]))
         self.draw_types()
         potts.swendsen_wang(*self.edges, self.domains, self.log_composition, self.types, self.beta, self.rng)
         self.draw_means()
         self.draw_composition()
         self.draw_precision()
+        if burning_in and not self.settled:
+            self.draw_beta()
+            self._judge_beta()
+        return self.beta, self.log_likelihood()
+
+    def _judge_beta(self) -> None:
+        """Fix the strength at its mean where that hardly differs from the mean before."""
+        self.tried.append(self.beta)
+        if len(self.tried) % WINDOW == 0:
+            mean = float(np.mean(self.tried[-WINDOW:]))
+            self.settled, self.before = abs(mean - self.before) < SETTLED, mean
+            self.beta = mean if self.settled else self.beta
 
     def draw_types(self) -> None:
         """Types, given means, covariance and the composition of each cell's domain."""
@@ -68,7 +89,7 @@ class TypesInDomains:
 
     def _sum(self) -> None:
         """Sum cells and components by type."""
-        self.sizes = np.bincount(self.types, minlength=self.n_types)
+        self.counts = np.bincount(self.types, minlength=self.n_types)
         belongs = np.zeros((len(self.types), self.n_types))
         belongs[np.arange(len(self.types)), self.types] = 1
         self.sums = belongs.T @ self.x
@@ -76,7 +97,7 @@ class TypesInDomains:
     def draw_means(self) -> None:
         """Means of types, then the centre and spread of each component's means."""
         prior = 1 / (self.spread * self.range2)
-        precision = self.sizes[:, None, None] * self.precision + np.diag(prior)
+        precision = self.counts[:, None, None] * self.precision + np.diag(prior)
         self.means = gaussian(precision, self.sums @ self.precision + self.origin * prior, self.rng)
         width = np.sqrt(self.spread * self.range2 / self.n_types)
         self.origin = self.means.mean(axis=0) + width * self.rng.standard_normal(len(width))
@@ -93,7 +114,7 @@ class TypesInDomains:
     def draw_precision(self) -> None:
         """Inverse covariance of components within types."""
         cross = self.sums.T @ self.means
-        scatter = self.squares - cross - cross.T + (self.means.T * self.sizes) @ self.means
+        scatter = self.squares - cross - cross.T + (self.means.T * self.counts) @ self.means
         self.precision = wishart(len(self.x) + 1, scatter + np.eye(len(scatter)), self.rng)
 
     def draw_beta(self) -> None:
@@ -108,6 +129,6 @@ class TypesInDomains:
     def log_likelihood(self) -> float:
         """Return the log-density of the components given types, without the constant."""
         cross = self.sums.T @ self.means
-        scatter = self.squares - cross - cross.T + (self.means.T * self.sizes) @ self.means
+        scatter = self.squares - cross - cross.T + (self.means.T * self.counts) @ self.means
         determinant = np.linalg.slogdet(self.precision)[1]
         return float(0.5 * len(self.x) * determinant - 0.5 * (self.precision * scatter).sum())
