@@ -194,6 +194,56 @@ def test_visium_folder_with_parts_missing(tmp_path):
         tf.data.read(tmp_path / "outs")
 
 
+def _write_spatialdata(folder, tables=("table",), spatial=True):
+    import anndata as ad
+    import zarr
+
+    zarr.open_group(folder, mode="w").attrs["spatialdata_attrs"] = {"version": "0.1"}
+    adata = ad.AnnData(COUNTS.astype(np.float32))
+    if spatial:
+        adata.obsm["spatial"] = np.arange(2.0 * len(COUNTS)).reshape(-1, 2)
+    for name in tables:
+        adata.write_zarr(folder / "tables" / name)
+    (folder / "shapes").mkdir()
+    return adata
+
+
+def test_spatialdata_gives_its_table(tmp_path):
+    written = _write_spatialdata(tmp_path / "a.zarr")
+    found = tf.data.read(tmp_path / "a.zarr")
+    np.testing.assert_array_equal(found.X, written.X)
+    np.testing.assert_array_equal(found.obsm["spatial"], written.obsm["spatial"])
+    (tmp_path / "a.zarr" / "images").mkdir()
+    with pytest.warns(UserWarning, match="Pictures"):
+        tf.data.read(tmp_path / "a.zarr")
+
+
+def test_spatialdata_without_what_is_needed(tmp_path):
+    _write_spatialdata(tmp_path / "a.zarr", spatial=False)
+    with pytest.raises(FileFormatError, match="no positions"):
+        tf.data.read(tmp_path / "a.zarr")
+    _write_spatialdata(tmp_path / "b.zarr", tables=("cells", "bins"))
+    with pytest.raises(FileFormatError, match="tables bins, cells"):
+        tf.data.read(tmp_path / "b.zarr")
+    assert tf.data.read(tmp_path / "b.zarr" / "tables" / "bins").n_obs == len(COUNTS)
+    _write_spatialdata(tmp_path / "c.zarr", tables=())
+    with pytest.raises(FileFormatError, match="without a table"):
+        tf.data.read(tmp_path / "c.zarr")
+
+
+def test_visium_folder_with_its_counts_in_a_folder(tmp_path):
+    _write_visium(tmp_path / "outs", header=True)
+    expected = tf.data.read(tmp_path / "outs")
+    (tmp_path / "outs" / "filtered_feature_bc_matrix.h5").unlink()
+    _write_mtx(tmp_path / "outs" / "filtered_feature_bc_matrix")
+    found = tf.data.read(tmp_path / "outs")
+    np.testing.assert_array_equal(found.obsm["spatial"], expected.obsm["spatial"])
+    assert (found.X != expected.X).nnz == 0 and "outs" in found.uns["spatial"]
+    (tmp_path / "outs" / "spatial" / "scalefactors_json.json").unlink()
+    with pytest.raises(FileFormatError, match=r"no scalefactors_json\.json"):
+        tf.data.read(tmp_path / "outs")
+
+
 def test_loom(tmp_path):
     with h5py.File(tmp_path / "a.loom", "w") as file:
         file["matrix"] = COUNTS.T.astype(np.float32)

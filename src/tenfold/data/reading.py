@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 
 Result = TypeVar("Result")
 
-KINDS = ".h5ad, .h5mu, .zarr, 10x .h5, a 10x folder (matrix.mtx), a Visium folder, or .loom"
+KINDS = ".h5ad, .h5mu, .zarr (or SpatialData), 10x .h5, a 10x folder (matrix.mtx), a Visium folder, or .loom"
 _COMPRESSED = (b"\x1f\x8b", b"PK\x03\x04")  # gzip, zip
 
 
@@ -30,7 +30,8 @@ def read(path: str | Path, modality: str = "rna", backed: bool = False) -> AnnDa
     ----------
     path
         .h5ad, .h5mu or .zarr; 10x .h5 (Cell Ranger, Space Ranger); a folder with 10x ``matrix.mtx``, barcodes and
-        features or genes, compressed or not; a Space Ranger folder (counts and ``spatial/``); .loom.
+        features or genes, compressed or not; a Space Ranger folder (counts and ``spatial/``); a SpatialData store
+        (.zarr), of which the table is read, not the pictures; .loom.
     modality
         Which modality to take from a MuData file; other kinds hold one only and ignore it.
     backed
@@ -87,7 +88,7 @@ def read_mudata(path: str | Path) -> MuData:
 def _readers() -> dict[str, Callable[[Path], AnnData]]:
     import anndata
 
-    from tenfold.data import loom, tenx
+    from tenfold.data import loom, spatial_store, tenx
 
     return {
         "h5ad": anndata.read_h5ad,
@@ -95,6 +96,7 @@ def _readers() -> dict[str, Callable[[Path], AnnData]]:
         "10x-h5": tenx.read_h5,
         "10x-mtx": tenx.read_mtx,
         "visium": tenx.read_visium,
+        "spatialdata": spatial_store.read_store,
         "loom": loom.read_loom,
     }
 
@@ -141,11 +143,13 @@ def _missing(path: Path) -> str:
 
 
 def _kind_of_folder(path: Path) -> str:
-    from tenfold.data import tenx
+    from tenfold.data import spatial_store, tenx
 
     if any((path / name).is_file() for name in ("zarr.json", ".zgroup", ".zattrs", ".zmetadata")):
         _refuse_pickles(path)
-        return "zarr-mudata" if _zarr_encoding(path) == "MuData" else "zarr"
+        if _zarr_encoding(path) == "MuData":
+            return "zarr-mudata"
+        return "spatialdata" if spatial_store.is_store(path) else "zarr"
     if (path / "spatial").is_dir():
         return "visium"
     if tenx.matrix_folder(path) is not None:
