@@ -10,7 +10,7 @@ from scipy import sparse
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from tenfold.nn.graph_layers import Fixed, Neighborhoods
+from tenfold.nn.graph_layers import Fixed, Neighborhoods, product_error
 
 #: Of the normal draws of initial weights.
 _GAIN = 1.414
@@ -19,8 +19,8 @@ _GAIN = 1.414
 class GraphAttention(nn.Module):
     """Autoencoder H = ELU(A X W₁), Z = H W₂, X̂ = ELU(A Z W₂ᵀ) W₁ᵀ with attention A over the cells around each cell.
 
-    The reconstruction is never made: its squared error is ‖X‖² - 2 ⟨G, X W₁⟩ + ⟨GᵀG, W₁ᵀW₁⟩ with G = ELU(A Z W₂ᵀ), and
-    X W₁ is at hand from the encoder.
+    The reconstruction G W₁ᵀ, with G = ELU(A Z W₂ᵀ), is never made: its error follows from X W₁, which is at hand from
+    the encoder (`product_error`).
 
     Parameters
     ----------
@@ -85,9 +85,10 @@ class GraphAttention(nn.Module):
         n_cells, n_genes = self.expression.shape
         mapped, weights, latent = self.encode()
         first, second = self._back("first"), self._back("second")
-        hidden = F.elu(self.around.mean(weights, latent @ second.T))
+        # The average is taken before the weights: it is of the latent space, which is narrower.
+        hidden = F.elu(self.around.mean(weights, latent) @ second.T)
         onto = mapped if self.tie == "clean" else self.expression(first)
-        error = self.square - 2 * (hidden * onto).sum() + ((hidden.T @ hidden) * (first.T @ first)).sum()
+        error = product_error(self.square, hidden, onto, first)
         return {"loss": error / (n_cells * n_genes)}
 
     @torch.no_grad()

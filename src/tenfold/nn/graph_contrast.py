@@ -8,14 +8,14 @@ from scipy import sparse
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from tenfold.nn.graph_layers import Fixed
+from tenfold.nn.graph_layers import Fixed, product_error
 
 
 class GraphContrast(nn.Module):
     """Reconstruction Â(Â X W₁)W₂ of expression, and neighbourhoods told from those of shuffled cells.
 
-    The graph is never multiplied with a matrix as wide as expression, and the reconstruction is never made: its squared
-    error is ‖X‖² - 2 ⟨Y, X W₂ᵀ⟩ + ⟨YᵀY, W₂W₂ᵀ⟩ with Y = Â² X W₁. Shuffling cells commutes with the weights, so that the
+    The graph is never multiplied with a matrix as wide as expression, and the reconstruction Y W₂, with Y = Â² X W₁, is
+    never made (`product_error`). Shuffling cells commutes with the weights, so that the
     shuffled input costs one more product of the graph with the latent space only.
 
     Parameters
@@ -58,7 +58,7 @@ class GraphContrast(nn.Module):
         mapped, back = self.expression(torch.cat([self.encoder, self.decoder.T], dim=1)).split(self.n_latent, dim=1)
         latent = self.graph(mapped)
         smooth = self.graph(latent)
-        error = self.square - 2 * (smooth * back).sum() + ((smooth.T @ smooth) * (self.decoder @ self.decoder.T)).sum()
+        error = product_error(self.square, smooth, back, self.decoder.T)
         reconstruction = error / (n_cells * n_genes)
         contrast = self._contrast(latent.relu(), self.graph(mapped[order]).relu())
         loss = self.weights[0] * reconstruction + self.weights[1] * contrast

@@ -8,6 +8,7 @@ import torch
 from scipy import sparse
 from torch import Tensor, nn
 
+from tenfold.kernels.edges import edge_products
 from tenfold.kernels.rows import SparseRows
 from tenfold.kernels.sparse_linear import rows_times
 
@@ -129,14 +130,38 @@ class _WeightedSum(torch.autograd.Function):
         to_x = around.spread(weights, upstream, transposed=True) if ctx.needs_input_grad[2] else None
         to_weights = None
         if ctx.needs_input_grad[1]:
-            to_weights = edge_products(upstream, x, around.get_buffer("cell"), around.get_buffer("neighbor"))
+            to_weights = edge_products(upstream, x, around.get_buffer("indptr"), around.get_buffer("neighbor"))
         return None, to_weights, to_x
 
 
-def edge_products(first: Tensor, second: Tensor, row: Tensor, column: Tensor, block: int = 2**16) -> Tensor:
-    """Return the inner products ``first[row] · second[column]`` of many pairs of rows, shape (n_edges,)."""
-    parts = [
-        torch.einsum("ij,ij->i", first[row[at : at + block]], second[column[at : at + block]])
-        for at in range(0, len(row), block)
-    ]
-    return torch.cat(parts)
+def product_error(square: float, left: Tensor, onto: Tensor, right: Tensor) -> Tensor:
+    """Return ‖X - L Rᵀ‖² of a matrix X that is known by its square sum and by X R; L Rᵀ is never made.
+
+    Parameters
+    ----------
+    square
+        ‖X‖².
+    left, right
+        L, shape (n_rows, n), and R, shape (n_columns, n).
+    onto
+        X R, shape (n_rows, n).
+    """
+    return _ProductError.apply(square, left, onto, right)
+
+
+class _ProductError(torch.autograd.Function):
+    """‖X‖² - 2 ⟨L, X R⟩ + ⟨LᵀL, RᵀR⟩; its gradients need one product each, where autograd would make two."""
+
+    @staticmethod
+    def forward(ctx, square, left, onto, right):
+        of_left, of_right = left.T @ left, right.T @ right
+        ctx.save_for_backward(left, onto, right, of_left, of_right)
+        return square - 2 * (left * onto).sum() + (of_left * of_right).sum()
+
+    @staticmethod
+    @torch.autograd.function.once_differentiable
+    def backward(ctx, upstream):
+        left, onto, right, of_left, of_right = ctx.saved_tensors
+        by_two = 2 * upstream
+        to_left = torch.addmm(onto, left, of_right, beta=-1).mul_(by_two)
+        return None, to_left, left * -by_two, (right @ of_left).mul_(by_two)
