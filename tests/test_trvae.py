@@ -14,9 +14,9 @@ import tenfold as tf
 from tenfold.data.inputs import Inputs
 from tenfold.embed import SCVI
 from tenfold.engine import Minibatches
-from tenfold.integrate.trvae import MOST_PAIRS, SCALES, TRVAE
+from tenfold.integrate.trvae import MOST_PAIRS, TRVAE
 from tenfold.metrics.separability import separability_auc
-from tenfold.nn.discrepancy import mmd, mmd_of_groups, rbf_mixture
+from tenfold.nn.discrepancy import SCALES, mmd, mmd_of_groups, rbf_mixture
 
 SMALL = {"n_latent": 5, "n_hidden": (32, 16), "n_top_genes": None, "epochs": 4, "kl_warmup_epochs": 2}
 

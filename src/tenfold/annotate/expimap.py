@@ -261,7 +261,7 @@ class ExpiMap(ProgramReadout, TrainedMethod, LatentAnnotator):
         cells = super()._take(data, n_top_genes)
         if "label" in cells:
             self.design_["labels"], cells["label"] = known_labels(
-                self.design_["labels"], self.unlabeled, cells["label"]
+                self.design_["labels"], self.unlabeled, cells["label"], data.roles["labels"]
             )
         return cells
 

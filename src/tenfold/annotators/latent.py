@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -11,6 +12,7 @@ from tenfold.annotators.confidence import Confident
 from tenfold.data.genes import match_genes
 from tenfold.data.inputs import Inputs, digest_of
 from tenfold.data.streamed import row_chunks
+from tenfold.errors import DataError, closest
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -76,12 +78,12 @@ class LatentAnnotator(Confident):
         import pandas as pd
 
         self._check_fitted()
-        scores = self._scores(self.fitted_["mean"]) if adata is None else self._scores_of(adata)
+        scores = self._scores(self.fitted_["mean"] if adata is None else self._means_of(adata))
         found = Calibration(**self.calibration_).tempered(scores)
         return pd.DataFrame(found, columns=self._design.labels, index=None if adata is None else adata.obs_names)
 
-    def _scores_of(self: Any, adata: AnnData) -> np.ndarray:
-        """Return uncalibrated probabilities of cells that come after the fit."""
+    def _means_of(self: Any, adata: AnnData) -> np.ndarray:
+        """Return the posterior means of cells that come after the fit, shape (n_cells, n_latent)."""
         from tenfold.engine import predict
 
         net, told, data = self._encoder_of(adata)
@@ -89,7 +91,7 @@ class LatentAnnotator(Confident):
         parts = []
         for rows, counts in row_chunks(data.counts_of(match.columns), "labelling cells"):
             cells = {"counts": match.widened(counts), **{name: value[rows] for name, value in told.items()}}
-            parts.append(self._scores(predict(net, cells, lambda net, batch: net.encode(batch).z.mean)))
+            parts.append(predict(net, cells, lambda net, batch: net.encode(batch).z.mean))
         return np.concatenate(parts)
 
     def _encoder_of(self: Any, adata: AnnData) -> tuple[Any, dict[str, np.ndarray], Inputs]:
@@ -104,11 +106,33 @@ class LatentAnnotator(Confident):
             return False
         # Cells of other data may have the same names ("cell_1", ...), but not the same posterior.
         some = adata[: min(adata.n_obs, LOOKED_AT)]
-        return np.allclose(self._scores_of(some), self._scores(self.fitted_["mean"][: some.n_obs]), atol=1e-3)
+        return np.allclose(self._means_of(some), self.fitted_["mean"][: some.n_obs], atol=1e-3)
 
 
-def known_labels(labels: list[str], unlabeled: str, codes: np.ndarray) -> tuple[list[str], np.ndarray]:
-    """Return the labels but for `unlabeled`, and the number of each cell's among them, -1 where it is not known."""
+def known_labels(labels: list[str], unlabeled: str, codes: np.ndarray, key: str) -> tuple[list[str], np.ndarray]:
+    """Return the labels but for `unlabeled`, and the number of each cell's among them, -1 where it is not known.
+
+    Raises
+    ------
+    DataError
+        Fewer than two labels; `key` names their column in the message.
+
+    Warns
+    -----
+    UserWarning
+        Every label counts as known, and one of them looks like `unlabeled`.
+    """
     known = [name for name in labels if name != unlabeled]
+    if len(known) < 2:
+        raise DataError(
+            f"obs['{key}'] has a single label beside '{unlabeled}', and at least 2 are needed: with one there is "
+            "nothing to tell apart."
+        )
+    if len(known) == len(labels) and closest(unlabeled, labels):
+        warnings.warn(
+            f"Every label counts as known, for no cell has the label '{unlabeled}'.{closest(unlabeled, labels)} If so, "
+            "set unlabeled=.",
+            stacklevel=3,
+        )
     number = np.array([known.index(name) if name in known else -1 for name in labels], dtype=np.int64)
     return known, number[codes]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import NamedTuple
 
 import numpy as np
@@ -35,7 +36,7 @@ class Joined(NamedTuple):
     from_reference: np.ndarray
 
 
-def joined(data: Inputs, unlabeled: str) -> Joined:
+def joined(data: Inputs, unlabeled: str, more_labels: Sequence[str] = ()) -> Joined:
     """Join the cells to label with their reference.
 
     Parameters
@@ -44,6 +45,8 @@ def joined(data: Inputs, unlabeled: str) -> Joined:
         Cells to label, with ``reference``.
     unlabeled
         Label of the cells without one.
+    more_labels
+        Columns of the reference with further labels, which go along; the cells to label have none.
 
     Raises
     ------
@@ -69,6 +72,9 @@ def joined(data: Inputs, unlabeled: str) -> Joined:
     given = np.array(reference.labels.names, dtype=object)[reference.labels.values]
     obs["labels"] = np.concatenate([given, np.full(data.n_cells, unlabeled, dtype=object)])
     lone = _LONE_BATCH if reference.batch is not None else _NO_BATCH
+    for key in more_labels:
+        given = _columns(reference, [key], "reference")[key].astype(str).to_numpy(dtype=object)
+        obs[key] = np.concatenate([given, np.full(data.n_cells, unlabeled, dtype=object)])
     obs["batch"] = np.concatenate([_batch(reference, "reference"), _batch(data, lone)])
     adata = AnnData(counts, obs=obs, var=pd.DataFrame(index=reference.gene_names[match.places]))
     return Joined(Inputs(adata, roles, data.run), np.arange(adata.n_obs) < reference.n_cells)

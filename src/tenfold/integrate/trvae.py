@@ -14,9 +14,6 @@ if TYPE_CHECKING:
 
     from tenfold.nn.autoencoder import ConditionalVAE
 
-#: Variances of the kernels. The publication has 1e-6 to 1e-3 and 1e4 to 1e6 besides: between points that are some units
-#: apart these are 0 or 1 whatever the distance, so that they have no gradient and cost time only.
-SCALES = (1e-2, 1e-1, 1.0, 5.0, 10.0, 15.0, 20.0, 25.0, 30.0, 35.0, 100.0, 1e3)
 #: Pairs of batches whose discrepancies are summed; with more batches, the mean counts this many times.
 MOST_PAIRS = 45
 
@@ -120,7 +117,7 @@ class TRVAE(VariationalMethod):
         level, n_batches = batch["levels"][:, 0], len(self._design.batch)
 
         def discrepancy(z: Tensor) -> Tensor:
-            from tenfold.nn.discrepancy import mmd_of_groups
+            from tenfold.nn.discrepancy import SCALES, mmd_of_groups
 
             first = net.decoder.hidden.layers[0]
             compared = z if self.mmd_on == "z" else first(net.place(z), net.covariates(batch))

@@ -98,13 +98,19 @@ class CountDecoder(nn.Module):
         level
             Level of the dispersion's group, shape (n_cells,), int64.
         """
-        h = self.hidden(z, covariates)
-        return count_nll(
+        return self.nll_of_hidden(counts, self.hidden(z, covariates), log_size, level)[0]
+
+    def nll_of_hidden(
+        self, counts: SparseRows, h: Tensor, log_size: Tensor, level: Tensor | None = None
+    ) -> tuple[Tensor, Tensor | None]:
+        """Return what `nll` does given the last hidden layer, (n_cells, n_hidden), and the logits of extra zeros."""
+        dropout_logits = None if self.dropout_head is None else self._head(self.dropout_head, h, log_size)
+        nll = count_nll(
             self.likelihood, counts, self._head(self.mean_head, h, log_size), log_size, link=self.link,
             log_theta=self.log_theta if self.theta_head is None else self._head(self.theta_head, h, log_size),
-            level=level if self.by_level else None,
-            dropout_logits=None if self.dropout_head is None else self._head(self.dropout_head, h, log_size),
+            level=level if self.by_level else None, dropout_logits=dropout_logits,
         )  # fmt: skip
+        return nll, dropout_logits
 
     def scale(self, z: Tensor, covariates: Covariates = NOTHING) -> Tensor:
         """Return ρ, the expected expression of a cell of unit size, shape (n_cells, n_genes)."""

@@ -8,6 +8,10 @@ from math import exp, lgamma
 import torch
 from torch import Tensor
 
+#: Variances of the kernels of trVAE. The publication has 1e-6 to 1e-3 and 1e4 to 1e6 besides: between points that are
+#: some units apart these are 0 or 1 whatever the distance, so that they have no gradient and cost time only.
+SCALES = (1e-2, 1e-1, 1.0, 5.0, 10.0, 15.0, 20.0, 25.0, 30.0, 35.0, 100.0, 1e3)
+
 
 def rbf_mixture(x: Tensor, y: Tensor, scales: Sequence[float]) -> Tensor:
     """Return Σ exp(-d² / 2a) over the scales a, for every pair of a row of `x` and one of `y`, shape (..., n, m)."""

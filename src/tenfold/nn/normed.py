@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from tenfold.kernels.hidden_layers import normed_backward, normed_forward, random_words
-from tenfold.nn.mlp import MLP
+from tenfold.nn.mlp import MLP, NOTHING, Covariates
 
 _NO_WORDS = np.empty((0, 0), np.uint16)
 
@@ -32,6 +32,14 @@ def is_one_pass(block: MLP) -> bool:
 def normed_units(a: Tensor, layer: Any) -> Tensor:
     """Return what a layer makes of its linear map `a`, shape (n_cells, n_out); in training only."""
     return _NormedUnits.apply(a.contiguous(), layer.batch_norm.weight, layer.batch_norm.bias, layer)
+
+
+def hidden_units(block: MLP, x: Any, covariates: Covariates = NOTHING) -> Tensor:
+    """Return what a network gives, (n_cells, n_out), in one pass where that can be."""
+    if not is_one_pass(block):
+        return block(x, covariates)
+    layer: Any = block.layers[0]
+    return normed_units(layer.linear(x, covariates), layer)
 
 
 class _NormedUnits(torch.autograd.Function):
