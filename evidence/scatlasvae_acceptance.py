@@ -35,7 +35,7 @@ def of_nesting() -> list[dict[str, Any]]:
     told = model.probabilities_of("broad").idxmax(axis=1).to_numpy()[first]
     shared = {"dataset": "simulated, 6 types, 2 batches", "digest": sha256(adata.X.toarray())}
     return [
-        record("scatlasvae", "check", "every label has its cells in the label that truly holds it", 
+        record("scatlasvae", "check", "every label has its cells in the label that truly holds it",
                metric="least share of cells", value=min(own), tolerance=SHARE, passed=min(own) >= SHARE, **shared),
         record("scatlasvae", "check", "labels of the other vocabulary are right where they were not given",
                metric="accuracy", value=(told == missing).mean(), tolerance=SHARE,
