@@ -122,3 +122,16 @@ def test_batches_and_orders_are_checked():
         shared.order_of_batches(["big", "smal"], codes.names, "X")
     with pytest.raises(ParameterError, match="each of the 2 batches once"):
         shared.order_of_batches(["big"], codes.names, "X")
+
+
+def test_depth_of_two_batches_is_compared_in_the_genes_that_are_high_in_both():
+    rng = np.random.default_rng(0)
+    profiles = np.outer([1.0, 4.0, 2.0], rng.uniform(2, 5, 60))
+    profiles = np.hstack([profiles, rng.uniform(0, 0.5, (3, 40))])  # too low to tell depth
+    np.testing.assert_allclose(shared.depth_ratios(profiles)[0], [1, 4, 2], rtol=1e-6)
+    np.testing.assert_allclose(shared.depth_ratios(profiles)[1], [0.25, 1, 0.5], rtol=1e-6)
+
+
+def test_depth_falls_back_to_sums_where_batches_share_no_gene():
+    profiles = np.array([[3.0, 0.0, 1.0, 0.0], [0.0, 6.0, 0.0, 2.0]])
+    np.testing.assert_allclose(shared.depth_ratios(profiles), [[1, 2], [0.5, 1]])

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import warnings
+from itertools import combinations
 from typing import Any, Literal, NamedTuple
 
 import numpy as np
@@ -135,8 +136,8 @@ def check_genes_vary(matrix: sparse.csr_matrix, method: str) -> None:
 def depth_matched(counts: sparse.csr_matrix, batch: np.ndarray) -> sparse.csr_matrix:
     """Log(1 + x) of counts scaled to the depth of the shallowest batch.
 
-    Size factors are library sizes over the mean of their batch; then every batch is scaled down by the median ratio
-    of its average counts to those of the shallowest, over genes with an average of at least 1 (or the 50 highest).
+    Size factors are library sizes over the mean of their batch; then every batch is scaled down to the shallowest, see
+    `depth_ratios`.
 
     Parameters
     ----------
@@ -152,16 +153,38 @@ def depth_matched(counts: sparse.csr_matrix, batch: np.ndarray) -> sparse.csr_ma
     totals = np.asarray(counts.sum(axis=1, dtype=np.float64)).ravel()
     depth = np.bincount(batch, totals) / np.bincount(batch)
     factors = totals / depth[batch]
-    profiles = batch_means(counts, batch, 1 / factors)
-    average = profiles.mean(axis=0)
-    reference = profiles[depth.argmin()]
-    least = min(1.0, np.sort(average)[::-1][min(_GENES_FOR_DEPTH, len(average)) - 1])
-    used = (average >= least) & (reference > 0)
-    ratios = np.median(profiles[:, used] / reference[used], axis=1) if used.any() else depth / depth.min()
-    ratios = np.where(ratios > 0, ratios, depth / depth.min())
-    factors *= ratios[batch]
+    ratios = depth_ratios(batch_means(counts, batch, 1 / factors))
+    shallowest = ratios.min(axis=0).argmin()
+    factors /= ratios[batch, shallowest]
     values = counts.data / np.repeat(factors, np.diff(counts.indptr))
     return sparse.csr_matrix((np.log1p(values).astype(np.float32), counts.indices, counts.indptr), shape=counts.shape)
+
+
+def depth_ratios(profiles: np.ndarray) -> np.ndarray:
+    """Return how much deeper the second of two batches is: the median ratio of its average counts to the first's.
+
+    Genes count whose average in the two batches, each brought to their mean depth, is at least 1; were these fewer than
+    50, the 50 highest.
+
+    Parameters
+    ----------
+    profiles
+        Average counts of each batch, (n_batches, n_genes).
+
+    Returns
+    -------
+    (n_batches, n_batches), 1 on the diagonal.
+    """
+    sums, ratios = profiles.sum(axis=1), np.ones((len(profiles),) * 2)
+    for a, b in combinations(range(len(profiles)), 2):
+        average = (profiles[a] / sums[a] + profiles[b] / sums[b]) * (sums[a] + sums[b]) / 4
+        least = min(1.0, np.sort(average)[::-1][min(_GENES_FOR_DEPTH, len(average)) - 1])
+        used = (average >= least) & (average > 0)
+        for one, two in ((a, b), (b, a)):
+            with np.errstate(divide="ignore"):
+                ratio = np.median(profiles[two, used] / profiles[one, used])
+            ratios[one, two] = ratio if 0 < ratio < np.inf else sums[two] / sums[one]
+    return ratios
 
 
 def batch_means(matrix: sparse.csr_matrix, batch: np.ndarray, weights: np.ndarray | None = None) -> np.ndarray:
