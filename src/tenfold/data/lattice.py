@@ -18,7 +18,7 @@ REACH = 1.25
 _STEPS = {
     "hexagonal": [(0, -2), (0, 2), (-1, -1), (-1, 1), (1, -1), (1, 1)], "square": [(-1, 0), (1, 0), (0, -1), (0, 1)],
 }  # fmt: skip
-_NEIGHBORS = {6: "hexagonal", 4: "square"}
+_NEIGHBORS: dict[int, Shape] = {6: "hexagonal", 4: "square"}
 
 
 class Lattice(NamedTuple):
@@ -57,15 +57,12 @@ def lattice_of(data: Inputs, positions: Positions, shape: Shape | Literal["auto"
     """
     array = _array(data)
     if shape != "none" and array is not None:
-        found = shape if shape != "auto" else ("hexagonal" if (array.sum(axis=1) % 2 == 0).all() else "square")
+        found: Shape = shape if shape != "auto" else ("hexagonal" if (array.sum(axis=1) % 2 == 0).all() else "square")
         return Lattice(_by_array(array, positions, _STEPS[found]), found)
     near = spatial_graph(positions, "radius", radius=REACH)
-    if shape == "auto":
-        most = int(np.bincount(near.getnnz(axis=1)).argmax())
-        shape = _NEIGHBORS.get(most, "none")  # type: ignore[assignment]
-    if shape == "none":
-        return Lattice(symmetrised(spatial_graph(positions, "knn", 6)), "none")
-    return Lattice(near, shape)
+    most = int(np.bincount(near.getnnz(axis=1)).argmax())
+    lies: Shape = _NEIGHBORS.get(most, "none") if shape == "auto" else shape
+    return Lattice(symmetrised(spatial_graph(positions, "knn", 6)) if lies == "none" else near, lies)
 
 
 def _array(data: Inputs) -> np.ndarray | None:
