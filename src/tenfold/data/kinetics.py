@@ -4,16 +4,16 @@ from __future__ import annotations
 
 import numpy as np
 
+Values = np.ndarray | float
 
-def unspliced_after(t: np.ndarray, u0: np.ndarray, alpha: np.ndarray, beta: np.ndarray) -> np.ndarray:
+
+def unspliced_after(t: np.ndarray, u0: Values, alpha: Values, beta: Values) -> np.ndarray:
     """Return unspliced RNA a time `t` after it was `u0`: du/dt = alpha - beta u. Arguments broadcast."""
     left = np.exp(-beta * t)
     return u0 * left + alpha / beta * (1 - left)
 
 
-def spliced_after(
-    t: np.ndarray, u0: np.ndarray, s0: np.ndarray, alpha: np.ndarray, beta: np.ndarray, gamma: np.ndarray
-) -> np.ndarray:
+def spliced_after(t: np.ndarray, u0: Values, s0: Values, alpha: Values, beta: Values, gamma: Values) -> np.ndarray:
     """Return spliced RNA a time `t` after (u0, s0): ds/dt = beta u - gamma s; also where gamma is beta."""
     left, gap = np.exp(-gamma * t), gamma - beta
     small = np.abs(gap * t) < 1e-6

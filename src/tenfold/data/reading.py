@@ -88,7 +88,7 @@ def read_mudata(path: str | Path) -> MuData:
 def _readers() -> dict[str, Callable[[Path], AnnData]]:
     import anndata
 
-    from tenfold.data import loom, spatial_store, tenx
+    from tenfold.data import loom, spatial_store, tenx, velocity_folders
 
     return {
         "h5ad": anndata.read_h5ad,
@@ -98,6 +98,7 @@ def _readers() -> dict[str, Callable[[Path], AnnData]]:
         "visium": tenx.read_visium,
         "spatialdata": spatial_store.read_store,
         "loom": loom.read_loom,
+        "velocity": velocity_folders.read_velocity_folder,
     }
 
 
@@ -143,7 +144,7 @@ def _missing(path: Path) -> str:
 
 
 def _kind_of_folder(path: Path) -> str:
-    from tenfold.data import spatial_store, tenx
+    from tenfold.data import spatial_store, tenx, velocity_folders
 
     if any((path / name).is_file() for name in ("zarr.json", ".zgroup", ".zattrs", ".zmetadata")):
         _refuse_pickles(path)
@@ -152,6 +153,8 @@ def _kind_of_folder(path: Path) -> str:
         return "spatialdata" if spatial_store.is_store(path) else "zarr"
     if (path / "spatial").is_dir():
         return "visium"
+    if velocity_folders.velocity_folder(path) is not None:
+        return "velocity"
     if tenx.matrix_folder(path) is not None:
         return "10x-mtx"
     inside = sorted(entry.name for entry in path.iterdir())
@@ -162,7 +165,7 @@ def _kind_of_folder(path: Path) -> str:
     )
     raise FileFormatError(
         f"The folder '{path}' is none that can be read: neither .zarr, nor a 10x folder with matrix.mtx, barcodes.tsv "
-        f"and features.tsv, nor a Visium folder with 'spatial'. {held}"
+        f"and features.tsv, nor a Visium folder with 'spatial', nor spliced and unspliced counts. {held}"
     )
 
 
