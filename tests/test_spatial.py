@@ -8,7 +8,7 @@ from scipy import sparse
 from sklearn.metrics import adjusted_rand_score, homogeneity_score
 
 import tenfold as tf
-from tenfold.data.heads import clusters_of
+from tenfold.data.heads import clusters_of, stable_number
 from tenfold.data.inputs import Inputs
 from tenfold.data.refinement import majority, outvoted
 from tenfold.data.spatial import averaging, normalised, positions_of, spatial_graph, symmetrised
@@ -180,6 +180,18 @@ def test_a_mixture_spoilt_by_an_outlier_is_told():
     points[0] = 400
     with pytest.warns(UserWarning, match="single outlying cells"):
         clusters_of(points, 2, "mclust")
+
+
+def test_the_number_of_clusters_is_what_other_cells_show_again():
+    rng = np.random.default_rng(0)
+    truth = np.repeat(np.arange(5), 80)
+    points = rng.normal(size=(400, 6)) + 8 * np.eye(6)[truth]
+    assert stable_number(points) == 5
+    # Neighbours that share their mean: an information criterion takes every one of these patches for a cluster.
+    patches = np.repeat(rng.normal(size=(60, 6)), 10, axis=0) * 0.5 + rng.normal(size=(600, 6)) * 0.05
+    assert stable_number(patches + 8 * np.eye(6)[np.repeat([0, 1, 2], 200)]) == 3
+    with pytest.raises(DataError, match="too few"):
+        stable_number(points[:5])
 
 
 def test_too_many_clusters_are_refused():
