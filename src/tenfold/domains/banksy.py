@@ -95,18 +95,21 @@ class BANKSY(DomainMethod):
         from sklearn.utils.extmath import randomized_svd
 
         expression = data.lognorm[:, data.variable_genes(self.n_top_genes)]
-        around = surroundings(positions, self.n_neighbors)
-        dense = expression.toarray()
-        gradient = np.hypot(csr_product(around.east, dense), csr_product(around.north, dense))
-        mean = csr_product(around.mean, dense)
-        shares = (1 - self.mixing, self.mixing * 2 / 3, self.mixing / 3)
-        features = np.concatenate(
-            [standardised(part) * np.float32(share**0.5) for part, share in zip((dense, mean, gradient), shares,
-                                                                               strict=True)], axis=1,
-        )  # fmt: skip
+        features = augmented(expression, positions, self.n_neighbors, self.mixing)
         n_components = min(self.n_components, min(features.shape) - 1)
         left, values, _ = randomized_svd(features, n_components, n_iter=10, random_state=self.seed)
         return left * values
+
+
+def augmented(expression: sparse.csr_matrix, positions: Positions, n_neighbors: int, mixing: float) -> np.ndarray:
+    """Return expression, its mean around and its gradient side by side, standardised, (n_cells, 3 × n_genes)."""
+    around = surroundings(positions, n_neighbors)
+    dense = expression.toarray()
+    gradient = np.hypot(csr_product(around.east, dense), csr_product(around.north, dense))
+    parts = (dense, csr_product(around.mean, dense), gradient)
+    shares = (1 - mixing, mixing * 2 / 3, mixing / 3)
+    scaled = [standardised(part) * np.float32(share**0.5) for part, share in zip(parts, shares, strict=True)]
+    return np.concatenate(scaled, axis=1)
 
 
 class Surroundings(NamedTuple):
