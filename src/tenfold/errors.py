@@ -50,6 +50,10 @@ class TrainingError(TenfoldError, RuntimeError):
     """Training broke down (NaN loss, exploding gradients)."""
 
 
+class EndpointError(TenfoldError, RuntimeError):
+    """The language model that the user named cannot be reached, refuses, or does not answer what was asked."""
+
+
 class ResourceError(TenfoldError):
     """A run ended for want of time, memory or a device."""
 

@@ -216,7 +216,7 @@ class Markers(AnnotatorMethod):
 
     def _overlaps(self, data: Inputs) -> tuple[pd.DataFrame, np.ndarray]:
         groups = check.categories(data.adata, data.roles["clusters"], "clusters")
-        raised = _raised_genes(data, groups.values, len(groups.names), self.n_ranked)
+        raised = raised_genes(data, groups.values, len(groups.names), self.n_ranked)
         rarity = dict(zip(self.genes_, _rarity(self.sets_), strict=True))
         members = [set(self.genes_[row]) & set(data.gene_names) for row in self.sets_]
         rows = []
@@ -247,7 +247,7 @@ def _rarity(sets: np.ndarray) -> np.ndarray:
     return np.log(len(sets) / np.maximum(sets.sum(axis=0), 1)) + 1e-3
 
 
-def _raised_genes(data: Inputs, codes: np.ndarray, n_clusters: int, n_genes: int) -> list[list[str]]:
+def raised_genes(data: Inputs, codes: np.ndarray, n_clusters: int, n_genes: int) -> list[list[str]]:
     """Return the genes most raised in each cluster against all other cells, best first."""
     members = sparse.csr_matrix((np.ones(len(codes)), (codes, np.arange(len(codes)))), (n_clusters, len(codes)))
     sums, sizes = (members @ data.lognorm).toarray(), np.bincount(codes, minlength=n_clusters)[:, None]
