@@ -11,7 +11,7 @@ import tenfold as tf
 from tenfold.data.inputs import Inputs
 from tenfold.data.spatial import spatial_graph, symmetrised
 from tenfold.domains.bass import BASS
-from tenfold.errors import ParameterError
+from tenfold.errors import NotFittedError, ParameterError
 from tenfold.kernels import potts
 from tenfold.spatial_models.sampling import log2_components
 from tenfold.spatial_models.types_in_domains import TypesInDomains
@@ -135,3 +135,21 @@ def test_types_must_be_at_least_domains_and_a_short_chain_is_named():
     assert len(model.history) == 10 and model.n_burn_in_ == 2
     fixed = BASS(n_clusters=2, n_types=3, n_components=5, epochs=10, beta=1.5).fit(mixed(10, 1), progress=False)
     assert (fixed.history["beta"] == 1.5).all()
+
+
+def test_an_interrupted_chain_leaves_nothing_half_done(monkeypatch):
+    adata, plain, done = mixed(10, 1), TypesInDomains.sweep, []
+
+    def sweep(self, burning_in):
+        done.append(burning_in)
+        if len(done) == 4:
+            raise KeyboardInterrupt
+        return plain(self, burning_in)
+
+    monkeypatch.setattr(TypesInDomains, "sweep", sweep)
+    model = BASS(n_clusters=2, n_types=3, n_components=5, epochs=50)
+    with pytest.raises(KeyboardInterrupt):
+        model.fit(adata, progress=True)
+    assert len(done) == 4
+    with pytest.raises(NotFittedError):
+        model.cluster()

@@ -9,7 +9,8 @@ import tenfold as tf
 from tenfold.data.gaussian_graph import gaussian_graph
 from tenfold.data.images import slides_of, stain_intensity, window_means
 from tenfold.data.inputs import Inputs
-from tenfold.domains.spagcn import SpaGCN, sought
+from tenfold.data.resolution import sought
+from tenfold.domains.spagcn import SpaGCN
 from tenfold.errors import DataError, KeyMissingError, ParameterError
 from tenfold.nn.soft_clusters import divergence, sharpened, student_membership
 from test_spatial import positions, tissue

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import warnings
-from collections.abc import Callable
 from functools import partial
 from typing import TYPE_CHECKING, Literal
 
@@ -15,6 +14,7 @@ from tenfold.data.heads import clusters_of
 from tenfold.data.images import has_pictures, slides_of, stain_intensity
 from tenfold.data.inputs import Inputs
 from tenfold.data.preprocess import normalize_log1p, pca
+from tenfold.data.resolution import sought
 from tenfold.data.spatial import Positions
 from tenfold.errors import DataError
 from tenfold.kernels.communities import louvain
@@ -32,8 +32,8 @@ if TYPE_CHECKING:
 FEWEST_CELLS, LEFT_OUT = 3, ("ERCC", "MT-")
 #: Training stops when so few cells change their cluster; neighbours of the graph of Louvain.
 STILL, NEAR = 5e-3, 10
-#: Epochs of a trial of a resolution, trials at most, and factor from one to the next until two enclose the number.
-TRIAL_EPOCHS, TRIALS, GROWTH = 20, 20, 1.3
+#: Epochs of a trial of a resolution.
+TRIAL_EPOCHS = 20
 
 
 class SpaGCN(SoftDomains, DomainMethod):
@@ -249,23 +249,3 @@ class SpaGCN(SoftDomains, DomainMethod):
 
         self._check_fitted()
         return History.from_dict(self.history_).terms
-
-
-def sought(
-    tried: Callable[[float], tuple[int, np.ndarray]], wanted: int, resolution: float
-) -> tuple[float, int, np.ndarray]:
-    """Return the resolution that gives the number wanted or comes nearest, that number, and first clusters."""
-    low, high, best = 0.0, np.inf, None
-    for _ in range(TRIALS):
-        found, labels = tried(resolution)
-        if best is None or abs(found - wanted) < abs(best[1] - wanted):
-            best = (resolution, found, labels)
-        if found == wanted:
-            break
-        low, high = (resolution, high) if found < wanted else (low, resolution)
-        if low == 0.0:
-            resolution /= GROWTH
-        else:
-            resolution = (low + high) / 2 if np.isfinite(high) else resolution * GROWTH
-    assert best is not None
-    return best

@@ -67,7 +67,8 @@ class StLearn(DomainMethod):
     -----
     The original finds the pitch of the array by two regressions that share one object, which makes its reach two
     thirds of what is written; here it is as written. Negative correlations weigh nothing. Its features are those of a
-    network trained on photographs, which has to be downloaded; give ``network="resnet50"`` and its weights for them.
+    network trained on photographs, which has to be downloaded; give ``network="resnet50"`` and its weights for them. Domains are not cut into their
+    separate pieces.
 
     Examples
     --------
