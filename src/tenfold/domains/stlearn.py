@@ -65,10 +65,10 @@ class StLearn(DomainMethod):
 
     Notes
     -----
-    The original finds the pitch of the array by two regressions that share one object, which makes its reach two
-    thirds of what is written; here it is as written. Negative correlations weigh nothing. Its features are those of a
-    network trained on photographs, which has to be downloaded; give ``network="resnet50"`` and its weights for them. Domains are not cut into their
-    separate pieces.
+    The original finds the pitch of the array by two regressions that share one object, which makes its reach on Visium
+    0.7 of what is written; here it is as written. Negative correlations weigh nothing. Its picture features are those
+    of a network trained on photographs, which it downloads; give ``network="resnet50"`` and its weights for them.
+    Domains are not cut into their separate pieces.
 
     Examples
     --------
