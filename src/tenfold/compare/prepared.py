@@ -43,11 +43,21 @@ def prepared(adata: AnnData, judge: ComparedTask, roles: dict[str, str]) -> AnnD
     prepared = AnnData(counts, obs=obs, var=adata.var[[]].copy())
     if "spatial" in judge.accepts:
         _keep_positions(inputs, prepared)
+    if "spliced" in judge.accepts:
+        _keep_layers(inputs, prepared)
     if "use_rep" in roles:
         from tenfold.data.check import representation
 
         prepared.obsm[roles["use_rep"]] = representation(adata, roles["use_rep"])
     return prepared
+
+
+def _keep_layers(inputs: Inputs, prepared: AnnData) -> None:
+    """Keep spliced and unspliced counts, checked."""
+    from tenfold.data.velocity import layers_of
+
+    for role, counts in layers_of(inputs, most_unspliced=1.0)._asdict().items():
+        prepared.layers[inputs.roles.get(role, role)] = counts
 
 
 def _keep_positions(inputs: Inputs, prepared: AnnData) -> None:

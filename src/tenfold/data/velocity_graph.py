@@ -168,13 +168,13 @@ def pseudotime(cosines: sparse.csr_matrix, states: TerminalStates, mean: sparse.
     all.
     """
     strength = abs(cosines).astype(np.float64)
-    values, vectors = _diffusion(sparse.csr_matrix(strength + strength.T))
-    from_root = _distance(values, vectors, int((mean @ states.roots).argmax()))
-    to_end = 1 - _distance(values, vectors, int((mean @ states.ends).argmax()))
+    values, vectors = diffusion(sparse.csr_matrix(strength + strength.T))
+    from_root = diffusion_distance(values, vectors, int((mean @ states.roots).argmax()))
+    to_end = 1 - diffusion_distance(values, vectors, int((mean @ states.ends).argmax()))
     return _scaled((from_root + to_end) / 2)
 
 
-def _diffusion(weights: sparse.csr_matrix, n_components: int = 10) -> tuple[np.ndarray, np.ndarray]:
+def diffusion(weights: sparse.csr_matrix, n_components: int = 10) -> tuple[np.ndarray, np.ndarray]:
     """Leading eigenvalues and eigenvectors of the symmetric transitions, normalised for density."""
     degree = np.asarray(weights.sum(axis=0)).ravel()
     by_degree = sparse.diags_array(1 / np.where(degree > 0, degree, 1))
@@ -187,7 +187,7 @@ def _diffusion(weights: sparse.csr_matrix, n_components: int = 10) -> tuple[np.n
     return values[::-1], vectors[:, ::-1]
 
 
-def _distance(values: np.ndarray, vectors: np.ndarray, cell: int) -> np.ndarray:
+def diffusion_distance(values: np.ndarray, vectors: np.ndarray, cell: int) -> np.ndarray:
     """Diffusion distance of all cells from one, summed over walks of all lengths, the largest 1."""
     damped = values < STATIONARY
     weight = np.ones_like(values)

@@ -39,6 +39,8 @@ _ASSESSMENT = {
     "optimistic numbers only": ("warn", "No: without batches, all numbers are optimistic"),
     "spatial structure": ("pass", "Yes: expression varies smoothly over the tissue"),
     "no spatial structure": ("fail", "No: positions and expression have nothing to do with each other"),
+    "evidence of velocity": ("pass", "Yes: more than permuted counts show"),
+    "no evidence of velocity": ("fail", "No: permuted counts look the same"),
     "not run": ("not run", "Not assessed"),
 }
 #: What the assessment answers.
@@ -46,6 +48,7 @@ _ASKED = {
     "integrate": "Should I integrate at all?",
     "annotate": "Can these data say what to expect of new samples?",
     "domains": "Does expression depend on where cells lie?",
+    "velocity": "Is there evidence of velocity?",
 }
 
 
