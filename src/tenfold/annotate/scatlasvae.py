@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from functools import partial
+from math import ceil
 from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
@@ -22,8 +23,11 @@ if TYPE_CHECKING:
     from torch.nn import Parameter
     from torch.optim import Optimizer
 
-    from tenfold.engine import Progress
+    from tenfold.engine import Phase, Progress
     from tenfold.nn.autoencoder import ConditionalVAE
+
+#: Epochs in which the heads are trained, and the minibatches that these are at least.
+LABEL_EPOCHS, FEWEST_STEPS = 10, 1000
 
 
 class ScAtlasVAE(VariationalMethod, LatentAnnotator):
@@ -56,7 +60,8 @@ class ScAtlasVAE(VariationalMethod, LatentAnnotator):
     unlabeled
         The label of cells without a label, in every set. It is not a cell type.
     label_epochs
-        Last epochs, in which the heads are trained.
+        Last epochs, in which the heads are trained. ``None``: 10 as published, and more where that would be fewer than
+        1,000 minibatches, up to half of the epochs.
     classification_weight
         Weight of the mean cross-entropy of the heads.
     weight_cap
@@ -122,7 +127,7 @@ class ScAtlasVAE(VariationalMethod, LatentAnnotator):
 
     more_labels: list[str] | None = None
     unlabeled: str = "undefined"
-    label_epochs: int = param(10, low=1)
+    label_epochs: int | None = param(None, low=1)
     classification_weight: float = param(1.0, low=0.0)
     weight_cap: float | None = param(10.0, low=1.0)
     gate_weight: float = param(1.0, low=0.0)
@@ -147,7 +152,7 @@ class ScAtlasVAE(VariationalMethod, LatentAnnotator):
 
     def _loss(self, net: Any, batch: dict[str, Any], progress: Progress) -> dict[str, Any]:
         """Negative evidence lower bound with penalties; in the last epochs also the cross-entropy of the heads."""
-        told = progress.epoch >= progress.epochs - self.label_epochs
+        told = progress.epoch >= progress.epochs - self._label_epochs
         return self._joint_terms(net, batch, self._kl_weight(progress), self.classification_weight if told else 0.0)
 
     def _terms(self, net: Any, batch: dict[str, Any], kl_weight: float) -> dict[str, Any]:
@@ -196,6 +201,12 @@ class ScAtlasVAE(VariationalMethod, LatentAnnotator):
         share = np.bincount(label[label >= 0], minlength=n_labels) / max((label >= 0).sum(), 1)
         least = 0.0 if self.weight_cap is None else 1 / (self.weight_cap * n_labels)
         return (1 / np.maximum(share, max(least, 1e-12))).astype(np.float32)
+
+    def _phases(self, cells: dict[str, Any]) -> list[Phase]:
+        phases = super()._phases(cells)
+        fewest = min(ceil(FEWEST_STEPS / self._n_batches(len(cells["label"]))), phases[0].epochs // 2)
+        self._label_epochs = self.label_epochs or max(LABEL_EPOCHS, fewest)
+        return phases
 
     # ---- fit ---------------------------------------------------------------------------------------------------------
 
