@@ -73,6 +73,10 @@ class Scaled:
         loadings = loadings.astype(np.float32)
         return np.concatenate([block @ loadings for _, block in self.blocks()])
 
+    def products_with(self, points: np.ndarray) -> np.ndarray:
+        """Return sums of products of each gene with coordinates of the cells, (p, d), float64."""
+        return sum((block.T @ points[rows] for rows, block in self.blocks()), start=np.zeros(()))
+
 
 def root(gram: np.ndarray) -> np.ndarray:
     """Return L with L L' = `gram`, (p, rank)."""
@@ -131,8 +135,11 @@ def leading_genes(loadings: np.ndarray, most: int) -> np.ndarray:
 def near_in_expression(
     a: sparse.csr_matrix, b: sparse.csr_matrix, pairs: Pairs, genes: np.ndarray, k: int
 ) -> np.ndarray:
-    """Tell which pairs have cell b among the `k` nearest of cell a, by length-1 expression of `genes`; (n_pairs,)."""
-    if k >= b.shape[0]:
+    """Tell which pairs have cell b among the `k` nearest of cell a, by length-1 expression of `genes`; (n_pairs,).
+
+    Where a batch has fewer cells than `k`, all pairs do.
+    """
+    if k > min(a.shape[0], b.shape[0]):
         return np.ones(len(pairs.left), dtype=bool)
     rows, group = np.unique(pairs.left, return_inverse=True)
     found, _ = knn(unit_rows(a[rows][:, genes].toarray()), unit_rows(b[:, genes].toarray()), k)

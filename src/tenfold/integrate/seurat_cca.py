@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from tenfold.data import seurat
+from tenfold.errors import DataError
 from tenfold.integrate._seurat import SeuratAnchors
 from tenfold.kernels.anchors import Pairs
 from tenfold.kernels.knn import knn
@@ -15,15 +16,19 @@ from tenfold.method import MethodInfo, param
 if TYPE_CHECKING:
     from scipy import sparse
 
+#: Fewest genes that two batches are compared by.
+FEWEST_GENES = 3
+
 
 class SeuratCCA(SeuratAnchors):
     """Joint principal components and log-expression, corrected by anchors in the space of canonical correlation.
 
-    For each pair of batches, genes are scaled within the batch and then cells over genes; the leading singular vectors
-    of the cells × cells products place both in one space. Mutual nearest neighbours there are anchors; those that are
-    not near in expression are dropped, the rest scored by how much the neighbours of both cells overlap. Batches are
-    merged along a tree, the larger being the reference, each cell moving by a weighted average over the anchors near
-    it. The embedding is corrected as by ``IntegrateLayers`` of version 5, the expression by the same weights.
+    For each pair of batches, genes that vary in both are scaled within the batch and then cells over genes; the leading
+    singular vectors of the cells × cells products place both in one space. Mutual nearest neighbours there are anchors;
+    those that are not near in expression are dropped, the rest scored by how much the neighbours of both cells overlap.
+    Batches are merged along a tree, the larger being the reference, each cell moving by a weighted average over the
+    anchors near it. The embedding is corrected as by ``IntegrateLayers`` of version 5, the expression by the same
+    weights.
 
     **Use it** under strong batch effects (technologies, species) where batches share most types.
 
@@ -33,9 +38,9 @@ class SeuratCCA(SeuratAnchors):
     counts.
 
     **Cost**: linear in cells but for the search of neighbours: half a minute of processor time for 30,000 cells in 4
-    batches; the products of genes are summed once a batch, the cells × cells matrix is never formed. The number of
-    pairs of batches grows quadratically. `write` stores a dense layer, 4 bytes × cells × genes: for large data take
-    ``embed()`` or ``correct(genes=...)`` instead.
+    batches; the products of genes are summed once a batch (once a pair, where other genes vary), the cells × cells
+    matrix is never formed. The number of pairs of batches grows quadratically. `write` stores a dense layer, 4 bytes ×
+    cells × genes: for large data take ``embed()`` or ``correct(genes=...)`` instead.
 
     **Writes** ``obsm["X_seurat_cca"]`` and ``layers["seurat_cca"]`` (all genes).
 
@@ -82,8 +87,7 @@ class SeuratCCA(SeuratAnchors):
     Notes
     -----
     Neighbours are exact up to 100,000 cells a batch; Seurat's are approximate. Weights are taken from distances in the
-    joint components, which come from log-expression with the genes' own variances. The filter's loadings are those of
-    the scaled cells.
+    joint components, which come from log-expression with the genes' own variances.
 
     Examples
     --------
@@ -122,16 +126,27 @@ class SeuratCCA(SeuratAnchors):
 
     def _prepare(self, parts: list[sparse.csr_matrix]) -> None:
         self._parts = parts
-        self._scaled = [seurat.Scaled(part, by_cell=True) for part in parts]
-        self._grams = [scaled.gram() for scaled in self._scaled]
-        self._roots = [seurat.root(gram) for gram in self._grams]
+        self._varies = [seurat.Scaled(part, by_cell=False).factor > 0 for part in parts]
+        self._known: dict[int, tuple[np.ndarray, seurat.Scaled, np.ndarray]] = {}
+
+    def _scaled(self, batch: int, genes: np.ndarray) -> tuple[seurat.Scaled, np.ndarray]:
+        """Return the scaled cells of a batch, and the root of their products of genes, kept for the next partner."""
+        if batch not in self._known or not np.array_equal(self._known[batch][0], genes):
+            scaled = seurat.Scaled(self._parts[batch][:, genes], by_cell=True)
+            self._known[batch] = genes, scaled, seurat.root(scaled.gram())
+        return self._known[batch][1:]
 
     def _search(self, a: int, b: int, k: int) -> seurat.Lists:
-        of_a, of_b = seurat.canonical_loadings(self._roots[a], self._roots[b], self.n_components)
-        # Loadings of the genes on both batches together, of which the filter takes the largest.
-        self._loadings = self._grams[a] @ of_a + self._grams[b] @ of_b
-        one = seurat.unit_rows(self._scaled[a].times(of_a))
-        two = seurat.unit_rows(self._scaled[b].times(of_b))
+        self._genes = np.flatnonzero(self._varies[a] & self._varies[b])
+        if len(self._genes) < FEWEST_GENES:
+            raise DataError(
+                f"Seurat CCA: fewer than {FEWEST_GENES} of the selected genes vary in both of two batches, so there is "
+                "nothing to match cells by. Leave a batch of few or empty cells out, or raise n_top_genes."
+            )
+        (of_a, root_a), (of_b, root_b) = (self._scaled(batch, self._genes) for batch in (a, b))
+        loadings_a, loadings_b = seurat.canonical_loadings(root_a, root_b, self.n_components)
+        self._vectors = of_a.times(loadings_a), of_b.times(loadings_b)
+        one, two = (seurat.unit_rows(vectors) for vectors in self._vectors)
         k_one, k_two = min(k, len(one)), min(k, len(two))
         return seurat.Lists(
             aa=knn(one, k=k_one)[0], ab=knn(one, two, k_two)[0], bb=knn(two, k=k_two)[0], ba=knn(two, one, k_one)[0]
@@ -140,8 +155,12 @@ class SeuratCCA(SeuratAnchors):
     def _kept(self, pairs: Pairs, a: int, b: int) -> np.ndarray:
         if not self.k_filter:
             return super()._kept(pairs, a, b)
-        genes = seurat.leading_genes(self._loadings, self.max_features)
+        loadings = sum(
+            seurat.Scaled(self._parts[batch][:, self._genes], by_cell=False).products_with(vectors)
+            for batch, vectors in zip((a, b), self._vectors, strict=True)
+        )
+        genes = self._genes[seurat.leading_genes(loadings, self.max_features)]
         return seurat.near_in_expression(self._parts[a], self._parts[b], pairs, genes, self.k_filter)
 
     def _release(self) -> None:
-        del self._parts, self._scaled, self._grams, self._roots, self._loadings
+        del self._parts, self._varies, self._known, self._genes, self._vectors

@@ -120,8 +120,7 @@ class SeuratRPCA(SeuratAnchors):
         k = max(self.n_neighbors, self.k_score)
         self._own = []
         for b, places in enumerate(self._placed):
-            points = seurat.unit_rows(places[b] / np.maximum(places[b].std(axis=0, ddof=1), 1e-12))
-            self._own.append(knn(points, k=min(k, len(points)))[0])
+            self._own.append(knn(places[b], k=min(k, len(places[b])))[0])
 
     def _components(self, scaled: seurat.Scaled) -> np.ndarray:
         """Return the loadings of the leading components of a batch, (p, d)."""
