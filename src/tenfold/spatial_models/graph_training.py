@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import zlib
+from collections.abc import Sequence
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
@@ -35,17 +36,21 @@ class GraphMethod(DomainMethod):
 
     def _train(
         self, net: Module, data: Inputs, held: dict[str, sparse.csr_matrix], clip: float | None = None,
-        **options: Any,
+        then: Sequence[dict[str, Any]] = (), **options: Any,
     ) -> None:  # fmt: skip
-        """Train the network, which ends on the CPU; a checkpoint of other `held` matrices is refused."""
+        """Train the network, which ends on the CPU; a checkpoint of other `held` matrices is refused.
+
+        `then`: settings of further phases, which share the optimiser's settings and the clipping.
+        """
         from tenfold.engine import Phase, fit
         from tenfold.kernels.adam import Adam
 
         options.setdefault("optimizer", partial(Adam, lr=self.learning_rate, weight_decay=self.weight_decay))
         prints = {name: zlib.crc32(m.indices.tobytes() + m.data.tobytes()) for name, m in held.items()}
-        phase = Phase("train", self.epochs, loss=lambda net, batch, progress: net.terms(), clip=clip, **options)
+        first = {"name": "train", "epochs": self.epochs, "loss": lambda net, batch, progress: net.terms()}
+        phases = [Phase(**{"clip": clip, **options, **phase}) for phase in (first, *then)]
         history = fit(
-            net, {"cell": np.arange(data.n_cells)}, [phase], batch_size=None, train_fraction=1.0, seed=self.seed,
+            net, {"cell": np.arange(data.n_cells)}, phases, batch_size=None, train_fraction=1.0, seed=self.seed,
             device=self.device, run=data.run, name=self.name(), fingerprint={**self.parameters, **prints},
         )  # fmt: skip
         net.cpu()
