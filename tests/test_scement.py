@@ -9,7 +9,7 @@ import pytest
 from scipy import sparse
 
 import tenfold as tf
-from tenfold.errors import DataError
+from tenfold.errors import DataError, ParameterError
 from tenfold.integrate.combat import ComBat
 from tenfold.integrate.scement import SCEMENT
 from tenfold.kernels import batch_affine
@@ -111,3 +111,14 @@ def test_kernels_by_definition(width: int, monkeypatch) -> None:
         shape=matrix.shape,
     )
     np.testing.assert_allclose(batch_affine.column_products(shuffled), batch_affine.column_products(scaled), rtol=1e-6)
+
+
+def test_messages_name_the_method() -> None:
+    adata = tf.data.simulate(200, 40, n_types=2, n_batches=2, seed=0)
+    dense = adata.X.toarray() + 1
+    adata.X = sparse.csr_matrix(dense)
+    adata.obs["batch"] = pd.Categorical(["alone"] + list(adata.obs["batch"].astype(str))[1:])
+    with pytest.warns(UserWarning, match="SCEMENT: 1 batches have a single cell"):
+        SCEMENT(n_components=5).fit(adata, batch="batch")
+    with pytest.raises(ParameterError, match="SCEMENT: reference_batch='x'"):
+        SCEMENT(reference_batch="x").fit(adata, batch="batch")

@@ -124,9 +124,9 @@ class ComBat(Method, FixedEmbedder, Corrector):
     def _fit(self, data: Inputs) -> None:
         assert data.batch is not None  # needs=("batch",)
         sizes = np.bincount(data.batch.values)
-        mean_only = self.mean_only or _single_cells(sizes, data.batch.names)
+        mean_only = self.mean_only or _single_cells(sizes, data.batch.names, self.info.title)
         reference = self._reference(data.batch.names)
-        self.batch_, self.covariates_ = data.batch.values, _covariates(data, data.batch)
+        self.batch_, self.covariates_ = data.batch.values, _covariates(data, data.batch, self.info.title)
         self.expression_, self.genes_ = data.lognorm, data.gene_names
         sums = batch_moments(self.expression_, self.batch_, self.covariates_)
         shape = (len(sizes), data.n_genes)
@@ -137,7 +137,9 @@ class ComBat(Method, FixedEmbedder, Corrector):
         varying = model.variance > 1e-10 * np.maximum(sums.squares.sum(axis=0) / len(self.batch_), 1e-30)
         varying &= included
         if not varying.any():
-            raise DataError("No gene varies beyond its batch and covariates: there is nothing for ComBat to correct.")
+            raise DataError(
+                f"No gene varies beyond its batch and covariates: there is nothing for {self.info.title} to correct."
+            )
         model = GeneModel(*(values[..., varying] for values in model))
         for b, n in enumerate(sizes):
             if b == reference:
@@ -158,7 +160,7 @@ class ComBat(Method, FixedEmbedder, Corrector):
     def _reference(self, names: list[str]) -> int | None:
         if self.reference_batch is not None and self.reference_batch not in names:
             raise ParameterError(
-                f"ComBat: reference_batch='{self.reference_batch}' is not a batch."
+                f"{self.info.title}: reference_batch='{self.reference_batch}' is not a batch."
                 f"{closest(self.reference_batch, names)} Batches are: {', '.join(names)}."
             )
         return None if self.reference_batch is None else names.index(self.reference_batch)
@@ -231,7 +233,7 @@ def shrink_to_genes(offset: np.ndarray, scale: np.ndarray, n: int, mean_only: bo
     return found[:, 0], np.ones_like(scale) if mean_only else found[:, 1]
 
 
-def _covariates(data: Inputs, batch: Codes) -> np.ndarray:
+def _covariates(data: Inputs, batch: Codes, title: str) -> np.ndarray:
     """Return centred covariate columns, (n_cells, q), or refuse a covariate that the batch (or another) determines."""
     design = np.eye(len(batch.names))[batch.values]
     for role, numeric in (("categorical_covariates", False), ("continuous_covariates", True)):
@@ -248,7 +250,7 @@ def _covariates(data: Inputs, batch: Codes) -> np.ndarray:
             if np.linalg.matrix_rank(wider.T @ wider, tol=1e-8 * len(wider), hermitian=True) < wider.shape[1]:
                 raise DataError(
                     f"Covariate '{key}' cannot be told apart from the batch '{data.roles['batch']}' (or from another "
-                    "covariate): at least one of its levels follows from them. ComBat would remove or keep both "
+                    f"covariate): at least one of its levels follows from them. {title} would remove or keep both "
                     f"together. Leave '{key}' out, or compare only batches that hold several of its levels: "
                     f"pd.crosstab(adata.obs['{data.roles['batch']}'], adata.obs['{key}']) shows which."
                 )
@@ -256,11 +258,11 @@ def _covariates(data: Inputs, batch: Codes) -> np.ndarray:
     return design[:, len(batch.names) :]
 
 
-def _single_cells(sizes: np.ndarray, names: list[str]) -> bool:
+def _single_cells(sizes: np.ndarray, names: list[str], title: str) -> bool:
     single = [name for name, size in zip(names, sizes, strict=True) if size == 1]
     if single:
         warnings.warn(
-            f"ComBat: {len(single)} batches have a single cell (e.g. '{single[0]}') and so no variance. Only offsets "
+            f"{title}: {len(single)} batches have a single cell (e.g. '{single[0]}') and so no variance. Only offsets "
             "are corrected (mean_only=True). Merge such batches with a similar one, or leave them out.",
             stacklevel=2,
         )
