@@ -117,7 +117,7 @@ def test_messages_name_the_method() -> None:
     adata = tf.data.simulate(200, 40, n_types=2, n_batches=2, seed=0)
     dense = adata.X.toarray() + 1
     adata.X = sparse.csr_matrix(dense)
-    adata.obs["batch"] = pd.Categorical(["alone"] + list(adata.obs["batch"].astype(str))[1:])
+    adata.obs["batch"] = pd.Categorical(["alone", *adata.obs["batch"].astype(str)[1:]])
     with pytest.warns(UserWarning, match="SCEMENT: 1 batches have a single cell"):
         SCEMENT(n_components=5).fit(adata, batch="batch")
     with pytest.raises(ParameterError, match="SCEMENT: reference_batch='x'"):
