@@ -109,7 +109,7 @@ def alone() -> list[dict[str, Any]]:
 
 def osmfish() -> list[dict[str, Any]]:
     """Eleven regions, 33 genes."""
-    return rows("bass", "osmfish_ssp", fitted({"n_types": 30, "n_top_genes": None}), range(2))
+    return rows("bass", "osmfish_ssp", fitted({"n_types": 30, "n_top_genes": None}), range(1))
 
 
 def dlpfc() -> list[dict[str, Any]]:

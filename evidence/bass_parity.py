@@ -23,7 +23,7 @@ from tenfold.data.inputs import Inputs
 from tenfold.kernels.potts import Tally
 from tenfold.spatial_models.sampling import log2_components
 
-SLICE, N_TYPES, N_DOMAINS, SEEDS = "starmap_mpfc BZ9", 15, 4, 3
+SLICE, N_TYPES, N_DOMAINS, SEEDS = "starmap_mpfc BZ9", 15, 4, 2
 SWEEPS, BURN_IN, BAR = 4_000, 2_000, 5.0
 
 SETUP = """

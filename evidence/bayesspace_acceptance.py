@@ -1,4 +1,4 @@
-"""BayesSpace on annotated slices, number of domains known or not, three seeds; smoothed PCA and PCA + Leiden beside.
+"""BayesSpace on annotated slices, number of domains known or not, two seeds; smoothed PCA and PCA + Leiden beside.
 
 Run ``python evidence/bayesspace_acceptance.py``.
 """
@@ -15,7 +15,7 @@ from tenfold.data.inputs import Inputs
 from tenfold.domains.bayesspace import BayesSpace
 from tenfold.spatial_models.sampling import log2_components
 
-SEEDS = range(3)
+SEEDS = range(2)
 SLICES = ("dlpfc_151510", "her2st_A1", "starmap_mpfc BZ5", "starmap_mpfc BZ9", "osmfish_ssp")
 
 

@@ -19,7 +19,7 @@ from sklearn.model_selection import KFold, cross_val_predict
 from tenfold.data.inputs import Inputs
 from tenfold.domains.spacell import SpaCell
 
-SEEDS = range(3)
+SEEDS = range(2)
 PICTURED = ("her2st_A1", "dlpfc_151510")
 #: Genes that the code is not shown, of the most variable ones.
 HIDDEN = 0.25
@@ -59,11 +59,12 @@ def main() -> None:
         print(name, scores, flush=True)
         joint, alone = (float(np.mean(scores[kind])) for kind in ("yes", "no"))
         records.append(record("spacell", "check", "code with the picture above that of expression alone; sheet", name,
-                              digest(name), "variance of hidden genes explained, mean of 3 seeds", joint,
+                              digest(name), "variance of hidden genes explained, mean of 2 seeds", joint,
                               reference="tenfold spacell, histology no", reference_value=alone,
                               passed=joint > alone))  # fmt: skip
         for kind in ("yes", "no"):
-            records += rows("spacell", name, fitted(kind), SEEDS, label=f"histology {kind}")
+            given = (True, False) if name == "her2st_A1" else (True,)
+            records += rows("spacell", name, fitted(kind), SEEDS, given, label=f"histology {kind}")
         write(records)
     records += rows("spacell", "starmap_mpfc BZ5", fitted("no"), SEEDS, label="histology no")
     write(records)
