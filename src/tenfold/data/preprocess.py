@@ -191,3 +191,12 @@ def _leading_eigenvectors(
     values, vectors = eigsh(operator, k=n_components, v0=start)
     order = np.argsort(values)[::-1]
     return values[order], vectors[:, order]
+
+
+def unit_variance(x: sparse.csr_matrix) -> sparse.csr_matrix:
+    """Divide genes by their standard deviation, without centring; constant ones stay. Float32."""
+    mean = np.asarray(x.mean(axis=0)).ravel()
+    squares = np.bincount(x.indices, weights=x.data.astype(np.float64) ** 2, minlength=x.shape[1])
+    deviation = np.sqrt(np.maximum(squares / x.shape[0] - mean**2, 0))
+    values = x.data / np.where(deviation > 1e-6, deviation, 1)[x.indices]
+    return sparse.csr_matrix((values.astype(np.float32), x.indices, x.indptr), shape=x.shape)

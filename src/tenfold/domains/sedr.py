@@ -8,7 +8,7 @@ import numpy as np
 from scipy import sparse
 
 from tenfold.data.inputs import Inputs
-from tenfold.data.preprocess import highly_variable_genes, pca
+from tenfold.data.preprocess import highly_variable_genes, pca, unit_variance
 from tenfold.data.spatial import Positions, normalised, spatial_graph, symmetrised
 from tenfold.errors import DataError
 from tenfold.method import MethodInfo, param
@@ -185,9 +185,4 @@ def standardised_components(data: Inputs, n_top_genes: int | None, n_components:
     if n_top_genes is not None and n_top_genes < len(genes):
         kept = kept[:, highly_variable_genes(kept, n_top_genes, data.batch)]
     scaled = sparse.csr_matrix(sparse.diags_array(TOTAL / np.maximum(per_cell, 1)) @ kept)
-    mean = np.asarray(scaled.mean(axis=0)).ravel()
-    squares = np.bincount(scaled.indices, weights=scaled.data.astype(np.float64) ** 2, minlength=scaled.shape[1])
-    deviation = np.sqrt(np.maximum(squares / scaled.shape[0] - mean**2, 0))
-    deviation[deviation == 0] = 1
-    scaled.data = (scaled.data / deviation[scaled.indices]).astype(np.float32)
-    return pca(scaled.astype(np.float32), n_components, seed).embedding
+    return pca(unit_variance(scaled), n_components, seed).embedding

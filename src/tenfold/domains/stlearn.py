@@ -8,7 +8,8 @@ import numpy as np
 from scipy import sparse
 
 from tenfold.data.inputs import Inputs
-from tenfold.data.preprocess import pca
+from tenfold.data.preprocess import pca, unit_variance
+from tenfold.data.similar_cells import similar_cells
 from tenfold.data.spatial import Positions, spatial_graph
 from tenfold.method import MethodInfo, param
 from tenfold.spatial_models.base import DomainMethod
@@ -144,29 +145,8 @@ def smoother(
     Rows sum to 1, shape (n_cells, n_cells), float32.
     """
     n = near.shape[0]
-    edges = near.tocoo()
-    row, column, weight = edges.row, edges.col, np.ones(edges.nnz)
-    for part, centred in ((picture, False), (expression, True)):
-        if part is not None:
-            unit = part - part.mean(axis=1, keepdims=True) if centred else part
-            unit = unit / np.maximum(np.linalg.norm(unit, axis=1, keepdims=True), 1e-12)
-            weight *= np.maximum(np.einsum("ij,ij->i", unit[row], unit[column]), 0)
-    distance = np.linalg.norm(points[row] - points[column], axis=1)
-    order = np.lexsort((distance, -weight, row))
-    row, column, weight = row[order], column[order], weight[order]
-    starts = np.searchsorted(row, np.arange(n))
-    kept = (np.arange(len(row)) - starts[row] < n_similar - 1) & (weight > 0)
-    others = sparse.csr_matrix((weight[kept], (row[kept], column[kept])), shape=(n, n))
+    others = similar_cells(near, points, ((picture, False), (expression, True)), n_similar - 1)
     total = 1 + np.asarray(others.sum(axis=1)).ravel()
     identity = sparse.identity(n, format="csr")
     average = sparse.diags_array(1 / total) @ (others + identity)
     return sparse.csr_matrix((average + identity) / 2, dtype=np.float32)
-
-
-def unit_variance(x: sparse.csr_matrix) -> sparse.csr_matrix:
-    """Divide genes by their standard deviation; constant ones stay."""
-    mean = np.asarray(x.mean(axis=0)).ravel()
-    squares = np.bincount(x.indices, weights=x.data.astype(np.float64) ** 2, minlength=x.shape[1])
-    deviation = np.sqrt(np.maximum(squares / x.shape[0] - mean**2, 0))
-    values = x.data / np.where(deviation > 1e-6, deviation, 1)[x.indices]
-    return sparse.csr_matrix((values.astype(np.float32), x.indices, x.indptr), shape=x.shape)

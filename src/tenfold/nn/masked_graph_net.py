@@ -37,7 +37,8 @@ class Weights(NamedTuple):
     clusters: float
 
 
-def _block(n_in: int, n_out: int, dropout: float) -> nn.Sequential:
+def elu_block(n_in: int, n_out: int, dropout: float) -> nn.Sequential:
+    """Return a linear map, batch norm that moves slowly, ELU and dropout."""
     norm = nn.BatchNorm1d(n_out, momentum=0.01, eps=0.001)
     return nn.Sequential(nn.Linear(n_in, n_out), norm, nn.ELU(), nn.Dropout(dropout))
 
@@ -75,8 +76,8 @@ class MaskedGraphAutoencoder(nn.Module):
         keys = np.sort(edges.row.astype(np.int64) * n_cells + edges.col)
         self.register_buffer("joined", torch.from_numpy(keys), persistent=False)
         self.norm = n_cells**2 / (2 * max(n_cells**2 - len(keys), 1))
-        self.encoder = nn.Sequential(_block(n_features, widths.hidden, dropout),
-                                     _block(widths.hidden, widths.code, dropout))  # fmt: skip
+        self.encoder = nn.Sequential(elu_block(n_features, widths.hidden, dropout),
+                                     elu_block(widths.hidden, widths.code, dropout))  # fmt: skip
         shapes = {"around": (widths.code, widths.hidden), "mean": (widths.hidden, widths.code),
                   "log_sd": (widths.hidden, widths.code), "decoder": (2 * widths.code, n_features)}  # fmt: skip
         for name, shape in shapes.items():
