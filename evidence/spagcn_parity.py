@@ -1,7 +1,7 @@
 """SpaGCN against the original: lengths and weights of the kernel, losses from copied weights, ARI over seeds, CPU time.
 
 The original is on PyPI (``pip install --no-deps SpaGCN`` beside scanpy, torch, opencv and louvain). Name that
-environment in ``TENFOLD_REFERENCE_PYTHON`` and run ``python evidence/spagcn_parity.py``, or with parts: steps, or names of slices.
+environment in ``TENFOLD_REFERENCE_PYTHON`` and run ``python evidence/spagcn_parity.py``, or parts: steps, slices.
 """
 
 from __future__ import annotations
