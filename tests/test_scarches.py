@@ -12,6 +12,7 @@ import pytest
 import tenfold as tf
 from tenfold.embed import SCVI
 from tenfold.errors import DataError, ParameterError, RoleError
+from tenfold.integrate._trial import BATCH, Trial
 from tenfold.integrate.scarches import PRESET, ScArches
 
 SMALL = {"n_latent": 5, "n_hidden": 32, "n_top_genes": None, "epochs": 4}
@@ -115,3 +116,24 @@ def test_labels_of_the_query(cells):
     again = fit(cells, {"batch": "batch"}, epochs=60, query_epochs=20, learning_rate=5e-3)
     assert again.transfer_labels(truth[reference]).equals(table)
     assert again.transfer_labels(truth[reference], error=0.3)["unknown"].sum() > table["unknown"].sum()
+
+
+def test_a_reference_of_scanvi_is_given_the_labels_by_a_comparison(cells):
+    adata = cells.copy()
+    adata.obs[BATCH] = adata.obs["batch"]
+    assert not ScArches().info.sees_labels and not ScArches.info.sees_labels
+    trial = Trial(lambda seed: ScArches(base="scanvi", **SMALL, query_epochs=2, seed=seed), labels="cell_type")
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        method = trial.fit(adata, batch=True, seed=0)
+    assert method.info.sees_labels and method.roles_["labels"] == "cell_type"
+    assert SCVI(dispersion="gene-label").info.sees_labels and not SCVI().info.sees_labels
+
+
+def test_a_batch_of_one_cell_in_the_query_is_warned_of(cells):
+    adata = cells.copy()
+    names = adata.obs["batch"].astype(str).to_numpy().copy()
+    names[-1] = "lone"
+    adata.obs["batch"] = names
+    with pytest.warns(UserWarning, match="'lone' has a single cell"):
+        ScArches(**{**SMALL, "epochs": 1}, query_epochs=1).fit(adata, progress=False, batch="batch")

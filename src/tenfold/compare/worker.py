@@ -104,6 +104,7 @@ def _carry_out(job: Job, record: dict[str, Any]) -> None:
 
     stage("fit")
     method = make(job.seed)
+    record["sees_labels"] = method.info.sees_labels  # which parameters may decide
     taken = (*method.info.needs, *method.info.accepts)
     # Labels are for scoring; a method that is shown them is marked, and ranked apart.
     roles = {r: key for r, key in job.roles.items() if r in taken and (r != "labels" or method.info.sees_labels)}

@@ -10,6 +10,7 @@ import numpy as np
 
 from tenfold.data import check
 from tenfold.data.bar import Bar
+from tenfold.data.batches import warn_of_lone_cell
 from tenfold.data.covariates import Design
 from tenfold.data.inputs import Inputs
 from tenfold.data.streamed import cell_sums
@@ -45,14 +46,7 @@ class CountModelMethod(Method, Embedder, Denoiser, Generator):
         self.genes_ = data.gene_names[self.columns_]
         self.n_genes_ = data.n_genes
         self.design_ = vars(Design.of(data))
-        batch = data.batch_or_one
-        sizes = np.bincount(batch.values)
-        if sizes.min() == 1 < data.n_cells:
-            warnings.warn(
-                f"Batch '{batch.names[sizes.argmin()]}' has a single cell: its batch effect cannot be told from what "
-                "the cell is. Merge it with another batch, or leave it out.",
-                stacklevel=2,
-            )
+        warn_of_lone_cell(data.batch_or_one)
         return self._arrays(data)
 
     def _modelled(self, data: Inputs, n_top_genes: int | None) -> np.ndarray:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import warnings
+from dataclasses import replace
 from functools import partial
 from math import ceil
 from typing import TYPE_CHECKING, Any, Literal
@@ -53,6 +54,10 @@ class TrainedMethod(ReferenceMapper):
     device: str = "auto"
     precision: Literal["32-true", "bf16-mixed"] = "32-true"
     seed: int = param(0, low=0)
+
+    def __post_init__(self) -> None:
+        if self.dispersion == "gene-label":
+            self.info = replace(self.info, sees_labels=True)  # type: ignore[misc]
 
     # ---- loss --------------------------------------------------------------------------------------------------------
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import warnings
+
 import numpy as np
 from scipy import sparse
 
@@ -9,6 +11,17 @@ from tenfold.types import Codes
 
 EXPECTED_CELLS = 20  # in which a gene should be seen before its absence is more than chance
 FEW_CELLS = 10
+
+
+def warn_of_lone_cell(batch: Codes) -> None:
+    """Warn where a batch has a single cell, unless that is all there is."""
+    alone = np.bincount(batch.values, minlength=len(batch.names)) == 1
+    if alone.any() and len(batch.values) > 1:
+        warnings.warn(
+            f"Batch '{batch.names[int(alone.argmax())]}' has a single cell: its batch effect cannot be told from what "
+            "the cell is. Merge it with another batch, or leave it out.",
+            stacklevel=3,
+        )
 
 
 def absent_genes(counts: sparse.csr_matrix, batch: Codes, gene_names: np.ndarray) -> list[str]:

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any, ClassVar, Literal
 import numpy as np
 
 from tenfold.data import check
+from tenfold.data.batches import warn_of_lone_cell
 from tenfold.data.covariates import Design
 from tenfold.data.expression import GeneScale, Scaling, expression_of
 from tenfold.data.inputs import Inputs
@@ -72,13 +73,7 @@ class ExpressionMethod(Method, Embedder, Corrector):
         self.columns_ = data.variable_genes(self.n_top_genes)
         self.design_ = vars(Design.of(data))
         batch = data.batch_or_one
-        sizes = np.bincount(batch.values)
-        if sizes.min() == 1 < data.n_cells:
-            warnings.warn(
-                f"Batch '{batch.names[sizes.argmin()]}' has a single cell: its batch effect cannot be told from what "
-                "the cell is. Merge it with another batch, or leave it out.",
-                stacklevel=2,
-            )
+        warn_of_lone_cell(batch)
         expression = expression_of(data, self.columns_, in_memory=scaling == "standard")
         self.scale_ = vars(GeneScale.of(scaling, expression, batch.values, batch.names))
         return self._read(data, expression) | self._design.encode(data)

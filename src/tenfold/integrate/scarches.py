@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 
 from tenfold import catalog
 from tenfold.count_models.mapping import ReferenceMapper
+from tenfold.data.batches import warn_of_lone_cell
 from tenfold.data.inputs import Inputs
 from tenfold.errors import DataError, ParameterError, RoleError, closest
 from tenfold.method import Embedder, Method, MethodInfo, param
@@ -40,8 +42,8 @@ class ScArches(Method, Embedder):
     **Do not use it** where all batches are at hand: training on all of them together is simpler, and labelled a query
     about as well in our checks (one point better to one worse; ``evidence/scarches_acceptance.py``). Do not rely on it
     to find new cell types: one that the reference lacks is drawn towards the nearest that it has. The uncertainty of
-    labels gave away missing B cells in part, and missing NK cells, which passed for T cells, not at all. A query of one
-    cell type cannot be told from its batch effect, and a reference that was trained briefly places a query poorly.
+    labels gave away missing monocytes, hardly missing B cells, and not NK cells, which passed for T cells. A query of
+    one cell type cannot be told from its batch effect, and a reference that was trained briefly places a query poorly.
 
     **Cost**: that of the base model on the reference's cells, and about half as much per cell and epoch of the query.
 
@@ -115,10 +117,15 @@ class ScArches(Method, Embedder):
     device: str = "auto"
     seed: int = param(0, low=0)
 
+    def __post_init__(self) -> None:
+        if self.base == "scanvi" and self.reference is None:
+            self.info = replace(self.info, sees_labels=True)  # type: ignore[misc]
+
     # ---- fit ---------------------------------------------------------------------------------------------------------
 
     def _fit(self, data: Inputs) -> None:
         data.counts  # noqa: B018  (checked before anything is trained)
+        warn_of_lone_cell(data.batch_or_one)
         roles = {role: key for role, key in data.roles.items() if role != "key_added"}
         options = {"progress": data.run.progress, "checkpoint": data.run.checkpoint}
         if self.reference is not None:
