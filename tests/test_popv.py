@@ -263,3 +263,19 @@ def test_members_that_cannot_be(parts):
     with pytest.warns(UserWarning, match="one batch"):
         alone = fit(reference, None, ("svm", "boosted_trees", "knn_harmony"))
     assert set(alone.shares_) == {"svm", "boosted_trees"}
+
+
+def test_sets_of_labels_from_the_hidden_cells(parts):
+    reference, query, truth = parts
+    model = fit(query, reference, ("svm", "logistic", "knn_harmony"), batch="batch")
+    sets = model.predict_sets(query, alpha=0.1)
+    codes = [sets.contains.columns.get_loc(name) for name in truth]
+    assert sets.contains.to_numpy()[np.arange(len(truth)), codes].mean() > 0.8
+    assert len(model.calibration_["codes"]) == len(model.hidden_["codes"]) == sets.n_calibration.sum()
+    # Of cells that come later Harmony does not vote; their calibration is another one.
+    later = query[:30].copy()
+    later.obs_names = [f"later {name}" for name in later.obs_names]
+    kept = [model._calibration_for(cells) for cells in (later, query)]
+    assert kept[0].codes.tolist() == kept[1].codes.tolist()
+    assert not np.array_equal(kept[0].probabilities, kept[1].probabilities)
+    assert len(model.predict_sets(later).sizes) == len(model.novelty(later)) == 30

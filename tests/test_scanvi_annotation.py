@@ -108,3 +108,15 @@ def test_permuted_labels_teach_nothing(parts):
     accuracy = (fit(query, shuffled, batch="batch").predict() == truth).mean()
     # Cells of a type share a fate, so that chance varies as if there were few cells.
     assert accuracy < 0.6
+
+
+def test_sets_and_novelty_from_the_cells_that_training_held_out(parts, model):
+    _, query, truth = parts
+    sets = model.predict_sets(query, alpha=0.1)
+    codes = [sets.contains.columns.get_loc(name) for name in truth]
+    assert sets.contains.to_numpy()[np.arange(len(truth)), codes].mean() > 0.8
+    assert sets.sizes.mean() < 2 and sets.n_calibration.sum() == len(model.calibration_["codes"])
+    strange = query.copy()
+    shuffled = query.X.toarray()[:, ::-1]  # cells of a kind that the reference has not
+    strange.X = type(query.X)(shuffled)
+    assert model.novelty(strange)["score"].mean() > model.novelty(query)["score"].mean() + 0.1

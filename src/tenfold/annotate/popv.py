@@ -13,7 +13,8 @@ from scipy import sparse
 
 from tenfold.annotate._members import Panel, check_members, packed, unpacked, votes_of
 from tenfold.annotators.base import AnnotatorMethod
-from tenfold.annotators.calibration import held_out
+from tenfold.annotators.calibration import Calibration, held_out
+from tenfold.annotators.confidence import Confident
 from tenfold.annotators.ontology import Lineages, read_obo
 from tenfold.annotators.voting_consensus import (
     Reliability,
@@ -27,7 +28,7 @@ from tenfold.data.genes import match_genes
 from tenfold.data.inputs import Inputs
 from tenfold.data.joined import joined
 from tenfold.errors import DataError, ParameterError
-from tenfold.method import Annotator, Method, MethodInfo, param
+from tenfold.method import Method, MethodInfo, param
 
 #: What cells without a label, or with a hidden one, are called among members.
 NOT_LABELLED = "not labelled"
@@ -35,7 +36,7 @@ NOT_LABELLED = "not labelled"
 ENOUGH = 0.5
 
 
-class PopV(Method, Annotator):
+class PopV(Method, Confident):
     """Labels by the votes of several annotators that learn from one reference; how many agree is the confidence.
 
     Classifiers (any annotators of the catalog) are trained on up to `n_per_label` cells of each label; other members
@@ -150,6 +151,8 @@ class PopV(Method, Annotator):
         found, self.members_ = self._panel().fit(names, cells[seen].copy(), self.codes_, data.run)
         shares = {name: _over(share, seen) for name, share in found.items()}
         self._judge_agreement(shares, hidden, codes)
+        self._calibrate(hidden, None if groups is None else groups[hidden[known]])
+        self._watch_all_but(both, codes, hidden)
         asked = known if data.reference is None else ~known
         self.shares_ = {name: share[asked] for name, share in shares.items()}
         self.lineages_ = self._lineages(data.roles.get("ontology"))
@@ -183,6 +186,25 @@ class PopV(Method, Annotator):
             which: self._reliability(names)._asdict() for which, names in
             (("all", list(shares)), ("new", list(self.members_)))
         }  # fmt: skip
+
+    def _calibrate(self, hidden: np.ndarray, groups: np.ndarray | None) -> None:
+        """Keep what is said of the hidden cells, by all members and by those for new cells: for `predict_sets`.
+
+        (The isotonic regression that made these probabilities has seen the same cells, once.)
+        """
+        of_cells = np.zeros(0, dtype=np.int64) if groups is None else groups.astype(np.int64)
+        found = {}
+        for which, names in (("all", self.member_names_), ("new", list(self.members_))):
+            columns = [self.member_names_.index(name) for name in names]
+            counts = self._counts(self.hidden_["votes"][:, columns], names)
+            winner, score = majority(counts)
+            confidence = Reliability(**self.reliability_[which]).at(score / max(self._most(names), 1e-9))
+            probabilities = as_probabilities(counts, winner, confidence)
+            found[which] = Calibration(1.0, probabilities, self.hidden_["codes"], of_cells)._asdict()
+        self.calibration_, self.later_ = found["all"], found["new"]
+
+    def _calibration_for(self, adata: AnnData | None) -> Calibration:
+        return Calibration(**(self.calibration_ if adata is None or self._knows(adata) else self.later_))
 
     def _reliability(self, names: list[str]) -> Reliability:
         columns = [self.member_names_.index(name) for name in names]
@@ -220,7 +242,7 @@ class PopV(Method, Annotator):
                 "None of the members can label cells that come after the fit (Harmony and BBKNN cannot). Fit popV with "
                 "these cells, or choose other members."
             )
-        data = Inputs(adata, {"layer": self.roles_["layer"]} if "layer" in self.roles_ else {})
+        data = self._inputs(adata)
         match = match_genes(adata.var_names, self.genes_)
         wide = match.widened(sparse.csr_matrix(data.counts[:, match.columns]))
         cells = AnnData(wide, obs=pd.DataFrame(index=adata.obs_names), var=pd.DataFrame(index=self.genes_))

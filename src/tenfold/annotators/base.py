@@ -158,7 +158,6 @@ class AnnotatorMethod(Method, Confident):
         return pd.DataFrame(found, index=adata.obs_names, columns=self.labels_), told
 
     def _inputs(self, adata: AnnData) -> Inputs:
-        """Return checked inputs of cells to label, with the roles that these have like the fitted ones."""
         return Inputs(adata, {role: self.roles_[role] for role in _OF_ANY_CELLS if role in self.roles_})
 
     def _knows(self, adata: AnnData) -> bool:

@@ -77,8 +77,7 @@ class Confident(Annotator):
         if adata is not None and detector is not None:
             mask = None if method == "weighted" else looked_at(len(found), seed)
             asked = Asked(found, seed, detector.embed(self._inputs(adata), mask), detector.calibration)
-        calibration = Calibration(**self.calibration_)  # type: ignore[attr-defined]  # fitted state
-        sets = prediction_sets(calibration, detector, asked, alpha, method)
+        sets = prediction_sets(self._calibration_for(adata), detector, asked, alpha, method)
         if key_added is not None and adata is not None:
             sets.write(adata, key_added)
         return sets
@@ -128,6 +127,10 @@ class Confident(Annotator):
         """Learn what known cells look like from those that are not `held`; codes below 0 have no label."""
         enough = min((~held & (codes >= 0)).sum(), source.n_genes) >= FEWEST
         self.detector_ = Detector.of(source, codes, held)._asdict() if enough else None
+
+    def _calibration_for(self, adata: AnnData | None) -> Calibration:
+        """Return what held-out cells say of the probabilities of these cells."""
+        return Calibration(**self.calibration_)  # type: ignore[attr-defined]  # fitted state
 
     def _detector(self) -> Detector | None:
         return None if self.detector_ is None else Detector(**self.detector_)

@@ -9,30 +9,22 @@ from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 
-from tenfold.annotators.calibration import Calibration
+from tenfold.annotators.latent import LatentAnnotator, known_labels
 from tenfold.count_models.variational import VariationalMethod
 from tenfold.data import check
-from tenfold.data.genes import match_genes
-from tenfold.data.inputs import Inputs, digest_of
+from tenfold.data.inputs import Inputs
 from tenfold.data.joined import joined
-from tenfold.data.streamed import row_chunks
-from tenfold.errors import DataError, closest
-from tenfold.method import Annotator, MethodInfo, param
+from tenfold.method import MethodInfo, param
 from tenfold.types import RunOptions
 
 if TYPE_CHECKING:
-    import pandas as pd
     from anndata import AnnData
 
     from tenfold.engine import Batch, Minibatches, Phase, Progress
     from tenfold.nn.autoencoder import ConditionalVAE
 
 
-#: Fewest held-out cells with a label to calibrate probabilities on.
-FEWEST_HELD_OUT = 10
-
-
-class SCANVI(VariationalMethod, Annotator):
+class SCANVI(VariationalMethod, LatentAnnotator):
     """Latent space shaped by the labels of some or all cells, and labels for the others.
 
     The model of counts is scVI's. The prior of its latent variable z₁ is told the label y: p(z₁ | z₂, y), where z₂ has
@@ -142,49 +134,25 @@ class SCANVI(VariationalMethod, Annotator):
     def _take(self, data: Inputs, n_top_genes: int | None) -> dict[str, Any]:
         """Choose genes and covariates; give each cell the number of its label, -1 where it is not known."""
         cells = super()._take(data, n_top_genes)
-        names = self.design_["labels"]
-        known = [name for name in names if name != self.unlabeled]
-        if len(known) < 2:
-            raise DataError(
-                f"obs['{data.roles['labels']}'] has a single label beside '{self.unlabeled}', and at least 2 are "
-                "needed: with one there is nothing to tell apart."
-            )
-        if len(known) == len(names) and closest(self.unlabeled, names):
-            warnings.warn(
-                f"Every label counts as known, for no cell has the label '{self.unlabeled}'."
-                f"{closest(self.unlabeled, names)} If so, set unlabeled=.",
-                stacklevel=2,
-            )
-        number = np.array([known.index(name) if name in known else -1 for name in names], dtype=np.int64)
+        known, number = known_labels(self.design_["labels"], self.unlabeled, cells["label"], data.roles["labels"])
         self.design_["labels"] = known
-        return {**cells, "label": number[cells["label"]]}
+        return {**cells, "label": number}
 
     # ---- fit ---------------------------------------------------------------------------------------------------------
 
     def _fit(self, data: Inputs) -> None:
         if data.reference is None:
             super()._fit(data)
-            self._calibrate()
+            self._calibrate(data)
             return
         both, known = joined(data, self.unlabeled)
         super()._fit(both)
-        self._calibrate()
+        self._calibrate(both)
         # From here on the fitted cells are those to label.
         kept = {name: value[known] for name, value in self.fitted_.items()}
         self.reference_ = {name: kept[name] for name in ("mean", "levels", "label") if name in kept}
         self.fitted_ = {name: value[~known] for name, value in self.fitted_.items()}
         self.columns_, self.n_genes_ = data.adata.var_names.get_indexer(self.genes_), data.n_genes
-
-    def _calibrate(self) -> None:
-        """Fit the temperature of probabilities on labelled cells that were not trained on."""
-        from tenfold.engine import split
-
-        label, found = self.fitted_["label"], Calibration.none(len(self._design.labels))
-        trained, held_out = split(len(label), self.train_fraction, self.seed)
-        held_out = held_out[np.isin(label[held_out], label[trained]) & (label[held_out] >= 0)]
-        if len(held_out) >= FEWEST_HELD_OUT:
-            found = Calibration.of(self._scores(self.fitted_["mean"][held_out]), label[held_out], None)
-        self.calibration_ = found._asdict()
 
     def _phases(self, cells: dict[str, Any]) -> list[Phase]:
         from tenfold.engine import Phase, Progress
@@ -253,60 +221,11 @@ class SCANVI(VariationalMethod, Annotator):
 
     # ---- labels of cells ---------------------------------------------------------------------------------------------
 
-    def probabilities(self, adata: AnnData | None = None) -> pd.DataFrame:
-        """Return the probability of each label for each cell, by the classifier at the posterior mean, calibrated.
-
-        Parameters
-        ----------
-        adata
-            New cells, raw counts, in memory or backed by a file; ``None`` for the fitted ones. Genes are found by name;
-            missing ones count as not expressed, with a warning where many are missing. Batches need not be known to
-            the model, unless its encoder is told them.
-
-        Returns
-        -------
-        One row a cell, one column a label, float32; rows sum to 1.
-
-        Raises
-        ------
-        DataError
-            Hardly any of the fitted genes are there.
-        """
-        import pandas as pd
-
-        self._check_fitted()
-        scores = self._scores(self.fitted_["mean"]) if adata is None else self._scores_of(adata)
-        found = Calibration(**self.calibration_).tempered(scores)
-        return pd.DataFrame(found, columns=self._design.labels, index=None if adata is None else adata.obs_names)
-
     def _scores(self, mean: np.ndarray) -> np.ndarray:
         """Return uncalibrated probabilities at posterior means."""
         from tenfold.engine import predict
 
         return predict(self.net_, {"mean": mean}, lambda net, batch: net.classifier(batch["mean"]).softmax(dim=1))
-
-    def _scores_of(self, adata: AnnData) -> np.ndarray:
-        """Return uncalibrated probabilities of cells that come after the fit."""
-        from tenfold.engine import predict
-
-        blind = not self.net_.encode_covariates
-        roles = {role: key for role, key in self.roles_.items() if role not in ("key_added", "labels")}
-        data = Inputs(adata, {role: key for role, key in roles.items() if role == "layer" or not blind})
-        match = match_genes(adata.var_names, self.genes_)
-        told = {} if blind else self._design.encode(data)
-        parts = []
-        for rows, counts in row_chunks(data.counts_of(match.columns), "labelling cells"):
-            cells = {"counts": match.widened(counts), **{name: value[rows] for name, value in told.items()}}
-            means = predict(self.net_, cells, lambda net, batch: net.encode(batch).z.mean)
-            parts.append(self._scores(means))
-        return np.concatenate(parts)
-
-    def _knows(self, adata: AnnData) -> bool:
-        if digest_of(adata) != self.cells_:
-            return False
-        # Cells of other data may have the same names ("cell_1", ...), but not the same posterior.
-        some = adata[: min(adata.n_obs, 100)]
-        return np.allclose(self._scores_of(some), self._scores(self.fitted_["mean"][: some.n_obs]), atol=1e-3)
 
 
 class _Cycle:
