@@ -80,6 +80,16 @@ def test_pca_equals_scikit_learns(adata, monkeypatch, largest_dense):
     assert (ours.components[np.arange(10), np.abs(ours.components).argmax(axis=1)] > 0).all()
 
 
+def test_a_large_covariance_is_decomposed_alike(adata, monkeypatch):
+    lognorm = preprocess.normalize_log1p(adata.X)
+    whole = preprocess.pca(lognorm, 4)
+    monkeypatch.setattr(preprocess, "LARGEST_SOLVED", 10)
+    assert lognorm.shape[1] > 20 * 4
+    few = preprocess.pca(lognorm, 4)
+    np.testing.assert_allclose(few.variance, whole.variance, rtol=1e-5)
+    np.testing.assert_allclose(few.embedding, whole.embedding, atol=1e-4)
+
+
 def test_pca_with_more_genes_than_cells(adata):
     lognorm = preprocess.normalize_log1p(adata.X[:40])
     ours = preprocess.pca(lognorm, 8)
