@@ -1,0 +1,50 @@
+"""Whether a gene's values have two modes: the test by which scVelo's start knows a steady state."""
+
+# mypy: disable-error-code="no-untyped-def"
+from __future__ import annotations
+
+import math
+
+import numpy as np
+from numba import njit
+
+_POINTS = 30
+
+
+@njit(cache=True, nogil=True, error_model="numpy")
+def bimodality(x):  # pragma: no cover  (compiled)
+    """Test for a second mode in a kernel density on thirty points.
+
+    Parameters
+    ----------
+    x
+        Values, shape (n,), float64.
+
+    Returns
+    -------
+    The p value, and the position of the upper mode.
+    """
+    n = len(x)
+    low, high = x.min(), x.max()
+    width = x.std() * math.sqrt(n / (n - 1)) * n ** (-0.2)  # Scott's rule
+    if not width > 0:
+        return 1.0, 0.0
+    step = (high - low) / (_POINTS - 1)
+    density = np.zeros(_POINTS)
+    reach = 6 * width
+    for i in range(n):
+        first = max(math.ceil((x[i] - reach - low) / step), 0)
+        last = min(int((x[i] + reach - low) / step), _POINTS - 1)
+        for k in range(first, last + 1):
+            z = (low + k * step - x[i]) / width
+            density[k] += math.exp(-0.5 * z * z)
+    density /= n * width * math.sqrt(2 * math.pi)
+    middle = _POINTS // 2 - 2
+    middle += density[middle : middle + 4].argmin()
+    upper = density[middle:]
+    peak = upper.argmax()
+    spread = max(density.std() / math.sqrt(_POINTS), 1.0)
+    statistic = (upper[peak] - upper.mean()) / spread
+    after = min(peak + 1, len(upper) - 1)
+    mode = low + step * (middle + (peak + after) / 2)
+    return 0.5 * math.erfc(statistic / math.sqrt(2)), mode
