@@ -116,16 +116,20 @@ def _arrays(rows: SparseRows) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
 
 @njit(**LOOP)
 def _add_rows(first, last, indptr, indices, values, matrix, out):
-    """``out[i] = sum of values[k] * matrix[indices[k]]`` over the entries k of row i."""
+    """``out[i] = sum of values[k] * matrix[indices[k]]`` over the entries k of row i.
+
+    Columns are taken stretch by stretch, all rows for each: a stretch of a wide matrix stays in the cache.
+    """
     width = matrix.shape[1]
-    for i in range(first, last):
-        for c in range(0, width - WIDTH + 1, WIDTH):
+    for c in range(0, width - WIDTH + 1, WIDTH):
+        for i in range(first, last):
             total = zeros()
             for k in range(indptr[i], indptr[i + 1]):
                 total = add(total, values[k], matrix, np.int64(indices[k]), c)
             store(total, out, i, c)
-        rest = width // WIDTH * WIDTH
-        if rest < width:
+    rest = width // WIDTH * WIDTH
+    if rest < width:
+        for i in range(first, last):
             _add_columns(indptr[i], indptr[i + 1], indices, values, matrix[:, rest:], out[i, rest:])
 
 
