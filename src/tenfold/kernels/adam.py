@@ -53,6 +53,9 @@ class Adam(torch.optim.Adam):
             _step_all(table, *map(np.float32, (*settings, group["weight_decay"])))
         return None
 
+    # Else PyTorch wraps it for its profiler and hooks, at half of the time that the small networks here need for it.
+    step.hooked = True  # type: ignore[attr-defined]
+
     def _is_simple(self, number: int, group: dict[str, Any]) -> bool:
         """Whether the loop below does what a group needs."""
         parameters = group["params"]

@@ -48,27 +48,31 @@ _LINKS = {"softmax": SOFTMAX, "exp": EXP, "softplus": SOFTPLUS}
 
 _BLOCK_ROWS = 16  # a block is what a thread takes at a time; each has its own sum of theta's gradient
 _MAX_BLOCKS = 16
+_NONE, _NO_BIAS = np.empty((0, 0), np.float32), np.empty(0, np.float32)
 
 
 class Inputs(NamedTuple):
-    """What a likelihood is computed from; tensors of shape (0, 0) stand for what it does not take."""
+    """What a likelihood is computed from, as compiled code takes it; empty arrays stand for what it does not take."""
 
-    counts: SparseRows
-    logits: Tensor
-    log_size: Tensor
-    log_theta: Tensor
-    level: Tensor
-    dropout_logits: Tensor
+    indptr: np.ndarray
+    indices: np.ndarray
+    values: np.ndarray
+    logits: np.ndarray
+    bias: np.ndarray
+    log_size: np.ndarray
+    log_theta: np.ndarray
+    level: np.ndarray
+    dropout_logits: np.ndarray
 
 
 class Gradients(NamedTuple):
     """Gradients in the order of the tensors that may need one; that of a bias added to all rows of logits is last."""
 
-    logits: Tensor
-    log_size: Tensor
-    log_theta: Tensor
-    dropout_logits: Tensor
-    bias: Tensor
+    logits: np.ndarray
+    log_size: np.ndarray
+    log_theta: np.ndarray
+    dropout_logits: np.ndarray
+    bias: np.ndarray
 
 
 def fused_nll(
@@ -95,26 +99,26 @@ def value_and_gradients(
     level: Tensor | None,
     dropout_logits: Tensor | None,
     bias: Tensor,
-) -> tuple[Tensor, Gradients]:
+) -> tuple[np.ndarray, Gradients]:
     """Return the value of each cell and the gradients of their mean, for networks whose gradient is written out.
 
     `bias`, of shape (G,), is added to every row of the logits. Logits may be bfloat16; theirs and the dropout logits'
     gradients take their place in memory.
     """
     per_cell = level is None and log_theta is not None and log_theta.ndim == 2
-    inputs = _inputs(counts, logits, log_size, log_theta, level, dropout_logits)
-    return _run(_CODES[likelihood], _LINKS[link], per_cell, inputs, _equal_weights(len(counts)), True, bias)
+    inputs = _inputs(counts, logits, log_size, log_theta, level, dropout_logits, bias)
+    return _run(_CODES[likelihood], _LINKS[link], per_cell, inputs, _equal_weights(len(counts)), True, True)
 
 
 @lru_cache(maxsize=8)
-def _equal_weights(n: int) -> Tensor:
+def _equal_weights(n: int) -> np.ndarray:
     """What each of n cells counts in their mean."""
-    return torch.full((n,), 1.0 / max(n, 1))
+    return np.full(n, 1.0 / max(n, 1), np.float32)
 
 
 @lru_cache(maxsize=8)
-def _one_level(n: int) -> Tensor:
-    return torch.zeros(n, dtype=torch.int64)
+def _one_level(n: int) -> np.ndarray:
+    return np.zeros(n, np.int64)
 
 
 def _inputs(
@@ -124,16 +128,26 @@ def _inputs(
     log_theta: Tensor | None,
     level: Tensor | None,
     dropout_logits: Tensor | None,
+    bias: Tensor | None = None,
 ) -> Inputs:
-    none = logits.new_empty(0, 0)
     return Inputs(
-        counts,
-        logits.contiguous(),
-        log_size.contiguous(),
-        none if log_theta is None else torch.atleast_2d(log_theta).contiguous(),
-        _one_level(len(counts)) if level is None else level.to(torch.int64).contiguous(),
-        none if dropout_logits is None else dropout_logits.contiguous(),
-    )
+        counts.indptr.numpy(),
+        counts.indices.numpy(),
+        _array(counts.values),
+        _array(logits),
+        _NO_BIAS if bias is None else _array(bias),
+        _array(log_size),
+        _NONE if log_theta is None else _array(torch.atleast_2d(log_theta)),
+        _one_level(len(counts)) if level is None else _array(level),
+        (_NONE.view(np.uint16) if logits.dtype == torch.bfloat16 else _NONE)
+        if dropout_logits is None else _array(dropout_logits),
+    )  # fmt: skip
+
+
+def _array(part: Tensor) -> np.ndarray:
+    """Return a tensor as NumPy sees it; NumPy has no bfloat16, only its bits."""
+    part = part.detach().contiguous()
+    return (part.view(torch.uint16) if part.dtype == torch.bfloat16 else part).numpy()
 
 
 class _CountNLL(torch.autograd.Function):
@@ -142,78 +156,66 @@ class _CountNLL(torch.autograd.Function):
         per_cell = level is None and log_theta is not None and log_theta.ndim == 2
         inputs = _inputs(counts, logits, log_size, log_theta, level, dropout_logits)
         nll, gradients = _run(code, link, per_cell, inputs, _equal_weights(len(counts)), any(ctx.needs_input_grad))
-        ctx.how = code, link, per_cell, counts
+        ctx.how, ctx.inputs, ctx.gradients = (code, link, per_cell), inputs, gradients
         ctx.theta_shape = None if log_theta is None else log_theta.shape
-        ctx.save_for_backward(*inputs[1:], *gradients[:-1])
-        return nll
+        return torch.from_numpy(nll)
 
     @staticmethod
     @torch.autograd.function.once_differentiable
     def backward(ctx, upstream):
-        code, link, per_cell, counts = ctx.how
-        inputs = Inputs(counts, *ctx.saved_tensors[:5])
-        gradients = Gradients._make([*ctx.saved_tensors[5:], inputs.logits.new_empty(0)])
+        gradients, n = ctx.gradients, len(upstream)
         # a mean or a sum over cells hands back one number expanded, with stride 0
-        if len(counts) and upstream.stride(0) != 0 and not bool((upstream == upstream[0]).all()):
-            _, gradients = _run(code, link, per_cell, inputs, upstream.contiguous(), True)
-        elif len(counts):
-            factor = float(upstream[0]) / float(np.float32(1.0 / len(counts)))
+        if n and upstream.stride(0) != 0 and not bool((upstream == upstream[0]).all()):
+            code, link, per_cell = ctx.how
+            _, gradients = _run(code, link, per_cell, ctx.inputs, upstream.contiguous().numpy(), True)
+        elif n:
+            factor = np.float32(float(upstream[0]) / float(np.float32(1.0 / n)))
             if factor != 1.0:
                 gradients = Gradients(*(gradient * factor for gradient in gradients))
         if ctx.theta_shape is not None:
-            gradients = gradients._replace(log_theta=gradients.log_theta.view(ctx.theta_shape))
-        wanted = ctx.needs_input_grad[4:]
-        return (None,) * 4 + tuple(part if want else None for part, want in zip(gradients[:-1], wanted, strict=True))
+            gradients = gradients._replace(log_theta=gradients.log_theta.reshape(ctx.theta_shape))
+        wanted = zip(gradients[:-1], ctx.needs_input_grad[4:], strict=True)
+        return (None,) * 4 + tuple(torch.from_numpy(part) if want else None for part, want in wanted)
 
 
 def _run(
-    code: int, link: int, per_cell: bool, inputs: Inputs, weight: Tensor, keep: bool, bias: Tensor | None = None
-) -> tuple[Tensor, Gradients]:
+    code: int, link: int, per_cell: bool, inputs: Inputs, weight: np.ndarray, keep: bool, in_place: bool = False
+) -> tuple[np.ndarray, Gradients]:
     """Compute the value of each cell, and the gradients of their sum weighted by `weight` if `keep`.
 
-    With a `bias`, gradients overwrite the logits that they are of.
+    If `in_place`, gradients overwrite the logits that they are of.
     """
-    counts, (logits, log_size, log_theta, level, dropout_logits) = inputs.counts, (p.detach() for p in inputs[1:])
-    n, n_genes = counts.shape
+    logits, log_theta = inputs.logits, inputs.log_theta
+    n, n_genes = logits.shape
     rows = max(_BLOCK_ROWS, -(-n // _MAX_BLOCKS))
     blocks = -(-n // rows)
-    theta, inverse, tables, slopes = _theta_tables(log_theta, per_cell, n_genes, counts.values.shape[0])
-    kept, in_place = n if keep else blocks, bias is not None
-    nll, grad_size = torch.empty(n), torch.empty(n)
-    grad_logits = logits if in_place else torch.empty(kept, n_genes)
-    grad_dropout = dropout_logits if in_place else torch.empty(kept if code == _ZINB else 0, n_genes)
-    grad_bias = torch.zeros(blocks, n_genes if in_place else 0)
-    grad_theta = torch.zeros(*((1, kept, n_genes) if per_cell else (blocks, *log_theta.shape)))
-    arguments = (
-        *(_array(part) for part in (counts.indptr, counts.indices, counts.values.detach(), logits)),
-        _array(logits.new_empty(0) if bias is None else bias.detach()),
-        *(_array(part) for part in (log_size, log_theta, level, dropout_logits)),
-        theta,
-        inverse,
-        tables,
-        slopes,
-        *(_array(part) for part in (weight.detach(), nll, grad_logits, grad_size, grad_theta, grad_dropout, grad_bias)),
+    tables = _theta_tables(log_theta, per_cell, n_genes, inputs.values.shape[0])
+    kept = n if keep else blocks
+    nll, grad_size = np.empty(n, np.float32), np.empty(n, np.float32)
+    grad_logits = logits if in_place else np.empty((kept, n_genes), np.float32)
+    grad_dropout = inputs.dropout_logits
+    if not in_place:
+        grad_dropout = np.empty((kept if code == _ZINB else 0, n_genes), np.float32)
+    grad_bias = np.zeros((blocks, len(inputs.bias)), np.float32)
+    grad_theta = np.zeros((1, kept, n_genes) if per_cell else (blocks, *log_theta.shape), np.float32)
+    outputs = (weight, nll, grad_logits, grad_size, grad_theta, grad_dropout, grad_bias)
+    in_threads(
+        lambda first, last: _rows(code, link, per_cell, keep, rows, first, last, inputs, tables, *outputs), blocks
     )
-    in_threads(lambda first, last: _rows(code, link, per_cell, keep, rows, first, last, *arguments), blocks)
-    total_theta = grad_theta[0] if per_cell else grad_theta.sum(0)
-    return nll, Gradients(grad_logits, grad_size, total_theta, grad_dropout, grad_bias.sum(0))
+    total_theta = grad_theta[0] if per_cell else grad_theta.sum(axis=0)
+    return nll, Gradients(grad_logits, grad_size, total_theta, grad_dropout, grad_bias.sum(axis=0))
 
 
-def _array(part: Tensor) -> np.ndarray:
-    """Return the memory of a tensor as NumPy sees it; NumPy has no bfloat16, only its bits."""
-    return (part.view(torch.uint16) if part.dtype == torch.bfloat16 else part).numpy()
-
-
-def _theta_tables(log_theta: Tensor, per_cell: bool, n_genes: int, n_stored: int):
+def _theta_tables(log_theta: np.ndarray, per_cell: bool, n_genes: int, n_stored: int):
     """Theta, its inverse and the tables of the gamma terms, where a table is cheaper than a sum at each count."""
-    levels = 0 if per_cell else log_theta.shape[0]
+    levels = 0 if per_cell else len(log_theta)
     width = N_SMALL if levels and levels * n_genes * 4 <= n_stored else 0
     theta = np.empty((levels, n_genes), np.float32)
     inverse = np.empty_like(theta)
     tables = np.empty((width, levels * n_genes), np.float32)
     slopes = np.empty_like(tables)
     if levels:
-        _fill(log_theta.numpy().reshape(-1), theta.reshape(-1), inverse.reshape(-1), tables, slopes)
+        _fill(log_theta.reshape(-1), theta.reshape(-1), inverse.reshape(-1), tables, slopes)
     return theta, inverse, tables, slopes
 
 
@@ -225,11 +227,12 @@ def _fill(log_theta, theta, inverse, tables, slopes):
 
 @njit(error_model="numpy", nogil=True, cache=True)
 def _rows(
-    code, link, per_cell, keep, block_rows, first, last, indptr, indices, values, logits, bias, log_size, log_theta,
-    level, dropout, theta, inverse, tables, slopes, weight, nll, grad_logits, grad_size, grad_theta, grad_dropout,
-    grad_bias,
+    code, link, per_cell, keep, block_rows, first, last, inputs, of_theta, weight, nll, grad_logits, grad_size,
+    grad_theta, grad_dropout, grad_bias,
 ):  # fmt: skip
     """Fill `nll` and the gradients for the rows of the blocks from `first` to `last`."""
+    indptr, indices, values, logits, bias, log_size, log_theta, level, dropout = inputs
+    theta, inverse, tables, slopes = of_theta
     n_genes = logits.shape[1]
     buffers = np.zeros((10, n_genes), np.float32)
     unit, log_unit, slope, g, val, dense = buffers[0], buffers[1], buffers[2], buffers[3], buffers[4], buffers[5]

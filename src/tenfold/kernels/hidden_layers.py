@@ -1,4 +1,4 @@
-"""Batch norm, ReLU and dropout in one pass, and the latent variable of a variational autoencoder; both ways.
+"""Batch norm, ReLU and dropout in one pass, and what a variational autoencoder has between its large products.
 
 For networks whose layers are so small that starting an operation costs as much as carrying it out.
 """
@@ -7,6 +7,7 @@ For networks whose layers are so small that starting an operation costs as much 
 from __future__ import annotations
 
 import math
+from typing import NamedTuple
 
 import numpy as np
 import torch
@@ -15,6 +16,62 @@ from numba import njit
 from tenfold.kernels.vectormath import LOOP
 
 _ZERO, _HALF, _ONE = np.float32(0.0), np.float32(0.5), np.float32(1.0)
+
+
+class Normed(NamedTuple):
+    """The norm of a layer as compiled code takes it."""
+
+    gamma: np.ndarray
+    beta: np.ndarray
+    running_mean: np.ndarray
+    running_variance: np.ndarray
+    dropout: float
+    eps: float
+    momentum: float
+
+
+class Units(NamedTuple):
+    """What a layer with a norm makes of its linear map `a`: see `normed_forward`."""
+
+    a: np.ndarray
+    standard: np.ndarray
+    inverse: np.ndarray
+    h: np.ndarray
+
+
+class Latent(NamedTuple):
+    """The latent variable of some cells: mean and log variance side by side, noise, variance and draw."""
+
+    heads: np.ndarray
+    noise: np.ndarray
+    variance: np.ndarray
+    z: np.ndarray
+
+
+class MiddleGradients(NamedTuple):
+    """Gradients of what `middle_forward` takes: weights in the order of the network, then the two linear maps."""
+
+    gamma: np.ndarray
+    beta: np.ndarray
+    w_heads: np.ndarray
+    b_heads: np.ndarray
+    w: np.ndarray
+    gamma_2: np.ndarray
+    beta_2: np.ndarray
+    a: np.ndarray
+    a_2: np.ndarray
+
+
+def units(n: int, width: int) -> Units:
+    """Return memory for the units of a layer, (n, width)."""
+    a, standard, h = (np.empty((n, width), np.float32) for _ in range(3))
+    return Units(a, standard, np.empty(width, np.float32), h)
+
+
+def latent(n: int, width: int) -> Latent:
+    """Return memory for a latent variable, (n, width)."""
+    noise, variance, z = (np.empty((n, width), np.float32) for _ in range(3))
+    return Latent(np.empty((n, 2 * width), np.float32), noise, variance, z)
 
 
 def random_words(n: int, width: int) -> np.ndarray:
@@ -111,3 +168,85 @@ def latent_backward(grad_z, heads, noise, least, variance, kl_weight, grad_heads
             grad_heads[i, j] = grad_z[i, j] + weight * heads[i, j]
             grad_v = _HALF * (grad_z[i, j] * noise[i, j] / np.sqrt(v) + weight * (_ONE - _ONE / v))
             grad_heads[i, width + j] = grad_v * (v - least)
+
+
+@njit(**LOOP)
+def middle_forward(first, norm, words, w_heads, b_heads, least, latent, w, second, norm_2, words_2):
+    """Go from the linear map of the encoder's layer, ``first.a``, to the units of the decoder's, ``second.h``.
+
+    ``latent.noise`` is given, ``second.a`` holds what the decoder is told beside the latent variable. Returns the mean
+    KL from N(0, I).
+    """
+    _normed(first, norm, words)
+    latent.heads[:] = b_heads
+    _add_product_of_transpose(first.h, w_heads, latent.heads)
+    kl = latent_forward(latent.heads, latent.noise, least, latent.variance, latent.z)
+    _add_product(latent.z, w, second.a)
+    _normed(second, norm_2, words_2)
+    return kl
+
+
+@njit(**LOOP)
+def middle_backward(upstream, first, norm, w_heads, least, latent, kl_weight, w, second, norm_2, grads):
+    """Fill the gradients from that of ``second.h``, `upstream`."""
+    _normed_back(upstream, second, norm_2, grads.gamma_2, grads.beta_2, grads.a_2)
+    grads.w[:] = _ZERO
+    _add_transposed_product(latent.z, grads.a_2, grads.w)
+    grad_z = np.zeros_like(latent.z)
+    _add_product_of_transpose(grads.a_2, w, grad_z)
+    grad_heads = np.empty_like(latent.heads)
+    latent_backward(grad_z, latent.heads, latent.noise, least, latent.variance, kl_weight, grad_heads)
+    grads.b_heads[:] = _ZERO
+    for i in range(grad_heads.shape[0]):
+        for j in range(grad_heads.shape[1]):
+            grads.b_heads[j] += grad_heads[i, j]
+    grads.w_heads[:] = _ZERO
+    _add_transposed_product(grad_heads, first.h, grads.w_heads)
+    grad_h = np.zeros_like(first.h)
+    _add_product(grad_heads, w_heads, grad_h)
+    _normed_back(grad_h, first, norm, grads.gamma, grads.beta, grads.a)
+
+
+@njit(**LOOP)
+def _normed_back(upstream, layer, norm, grad_gamma, grad_beta, grad_a):
+    scale = np.float32(1.0 / (1.0 - norm.dropout))
+    normed_backward(upstream, layer.h, layer.standard, layer.inverse, norm.gamma, scale, grad_gamma, grad_beta, grad_a)
+
+
+@njit(**LOOP)
+def _normed(layer, norm, words):
+    normed_forward(
+        layer.a, norm.gamma, norm.beta, words, norm.dropout, norm.eps, norm.momentum, norm.running_mean,
+        norm.running_variance, layer.standard, layer.inverse, layer.h,
+    )  # fmt: skip
+
+
+@njit(**LOOP)
+def _add_product(x, matrix, out):
+    """``out += x @ matrix``."""
+    for i in range(x.shape[0]):
+        for k in range(x.shape[1]):
+            factor = x[i, k]
+            for j in range(out.shape[1]):
+                out[i, j] += factor * matrix[k, j]
+
+
+@njit(**LOOP)
+def _add_product_of_transpose(x, matrix, out):
+    """``out += x @ matrix.T``."""
+    for i in range(x.shape[0]):
+        for k in range(matrix.shape[0]):
+            total = _ZERO
+            for j in range(x.shape[1]):
+                total += x[i, j] * matrix[k, j]
+            out[i, k] += total
+
+
+@njit(**LOOP)
+def _add_transposed_product(x, matrix, out):
+    """``out += x.T @ matrix``."""
+    for i in range(x.shape[0]):
+        for k in range(x.shape[1]):
+            factor = x[i, k]
+            for j in range(out.shape[1]):
+                out[k, j] += factor * matrix[i, j]

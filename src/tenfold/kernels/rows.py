@@ -31,7 +31,7 @@ class SparseRows:
     indptr
         Where each row starts in `indices` and `values`, shape (n_rows + 1,), int64.
     indices
-        Column of each stored entry, shape (n_stored,), int64.
+        Column of each stored entry, shape (n_stored,), int32 where gathered from a matrix.
     values
         Stored entries, shape (n_stored,), float32 (float64 in tests).
     n_columns
@@ -155,7 +155,7 @@ def _gather(indptr, indices, values, index):  # pragma: no cover  (compiled)
     for i in range(b):
         row = index[i]
         out_indptr[i + 1] = out_indptr[i] + (indptr[row + 1] - indptr[row])
-    out_indices = np.empty(out_indptr[b], np.int64)
+    out_indices = np.empty(out_indptr[b], np.int32)  # half of the memory to pass through at every use
     out_values = np.empty(out_indptr[b], values.dtype)
     for i in range(b):
         if i + _AHEAD < b:  # rows of a minibatch lie far apart in memory

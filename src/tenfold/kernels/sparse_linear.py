@@ -79,14 +79,14 @@ class _SparseProduct(torch.autograd.Function):
         return None, transposed_times(ctx.rows, upstream.to(ctx.rows.values.dtype))  # bfloat16 under autocast
 
 
-def rows_times(rows: SparseRows, matrix: Tensor) -> Tensor:
-    """``rows @ matrix`` in float32, without a gradient: (B, G) by (G, H)."""
+def rows_times(rows: SparseRows, matrix: Tensor, out: np.ndarray | None = None) -> Tensor:
+    """``rows @ matrix`` in float32, without a gradient: (B, G) by (G, H). `out` is filled if given."""
+    product = torch.empty(len(rows), matrix.shape[1]) if out is None else torch.from_numpy(out)
     if _density(rows) > _SPARSE_FORWARD[_products()]:
-        return rows.dense() @ matrix
-    out = torch.empty(len(rows), matrix.shape[1])
-    arrays = (*_arrays(rows), matrix.contiguous().numpy(), out.numpy())
+        return torch.mm(rows.dense(), matrix, out=product)
+    arrays = (*_arrays(rows), matrix.contiguous().numpy(), product.numpy())
     in_threads(lambda first, last: _add_rows(first, last, *arrays), len(rows))
-    return out
+    return product
 
 
 def transposed_times(rows: SparseRows, matrix: Tensor) -> Tensor:
@@ -116,20 +116,16 @@ def _arrays(rows: SparseRows) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
 
 @njit(**LOOP)
 def _add_rows(first, last, indptr, indices, values, matrix, out):
-    """``out[i] = sum of values[k] * matrix[indices[k]]`` over the entries k of row i.
-
-    Columns are taken stretch by stretch, all rows for each: a stretch of a wide matrix stays in the cache.
-    """
+    """``out[i] = sum of values[k] * matrix[indices[k]]`` over the entries k of row i."""
     width = matrix.shape[1]
-    for c in range(0, width - WIDTH + 1, WIDTH):
-        for i in range(first, last):
+    for i in range(first, last):
+        for c in range(0, width - WIDTH + 1, WIDTH):
             total = zeros()
             for k in range(indptr[i], indptr[i + 1]):
                 total = add(total, values[k], matrix, np.int64(indices[k]), c)
             store(total, out, i, c)
-    rest = width // WIDTH * WIDTH
-    if rest < width:
-        for i in range(first, last):
+        rest = width // WIDTH * WIDTH
+        if rest < width:
             _add_columns(indptr[i], indptr[i + 1], indices, values, matrix[:, rest:], out[i, rest:])
 
 

@@ -94,6 +94,10 @@ class VelocityMethod(Method, VelocityModel):
         self.distances_, self.connectivities_ = moments.graph
         self._follow(moments, rates.time)
 
+    def _time(self, moments: Moments, states: velocity_graph.TerminalStates) -> np.ndarray:
+        """Return how far along each cell is; methods with a time of their own override this."""
+        return velocity_graph.pseudotime(self.cosines_, states, moments.mean)
+
     def _trusted(self, rates: Rates) -> np.ndarray:
         """Return the genes to use; where the method trusts none, those with the highest R², with a warning."""
         usable = np.isfinite(rates.velocity).all(axis=0) & (rates.velocity != 0).any(axis=0)
@@ -131,7 +135,7 @@ class VelocityMethod(Method, VelocityModel):
         states = velocity_graph.terminal_states(self.cosines_, near)
         self.roots_, self.ends_ = states.roots.astype(np.float32), states.ends.astype(np.float32)
         if time is None:
-            time = velocity_graph.pseudotime(self.cosines_, states, moments.mean)
+            time = self._time(moments, states)
         self.time_ = np.asarray(time, dtype=np.float32)
 
     # ---- results -----------------------------------------------------------------------------------------------------

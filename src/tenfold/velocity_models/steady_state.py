@@ -65,6 +65,12 @@ def steady_state(s: np.ndarray, u: np.ndarray, percentile: float = 95.0) -> tupl
     return gamma, r_squared(residual, u), residual.std(axis=0)
 
 
+def all_cells(s: np.ndarray, u: np.ndarray) -> tuple[np.ndarray, ...]:
+    """Return R² of u = gamma s with gamma fitted to all cells, shape (n_genes,)."""
+    gamma = ratio((s * u).sum(axis=0), (s * s).sum(axis=0))
+    return (r_squared(u - gamma * s, u),)
+
+
 def generalised(
     s: np.ndarray, u: np.ndarray, variance: np.ndarray, covariance: np.ndarray, percentile: float = 95.0
 ) -> tuple[np.ndarray, ...]:
