@@ -14,6 +14,7 @@ import tenfold as tf
 from tenfold.data.inputs import Inputs
 from tenfold.embed import SCVI
 from tenfold.engine import Minibatches
+from tenfold.errors import ParameterError
 from tenfold.integrate.trvae import MOST_PAIRS, TRVAE
 from tenfold.metrics.separability import separability_auc
 from tenfold.nn.discrepancy import SCALES, mmd, mmd_of_groups, rbf_mixture
@@ -133,8 +134,9 @@ def test_decoded_in_another_batch(cells):
 
 
 OPTIONS = [
-    {"likelihood": "zinb"}, {"dispersion": "gene"}, {"n_hidden": 16, "n_layers": 2}, {"mmd_weight": 0.0},
-    {"precision": "bf16-mixed"}, {"batch_norm": "both", "layer_norm": "none", "library": "latent"},
+    {"likelihood": "zinb"}, {"likelihood": "mse"}, {"dispersion": "gene"}, {"n_hidden": 16, "n_layers": 2},
+    {"mmd_weight": 0.0}, {"precision": "bf16-mixed"},
+    {"batch_norm": "both", "layer_norm": "none", "library": "latent"},
 ]  # fmt: skip
 
 
@@ -159,3 +161,27 @@ def test_a_query_is_mapped_by_tables_and_dispersions_only(cells):
     }  # fmt: skip
     assert all(torch.equal(after[name][: len(value)], value) for name, value in before.items())
     np.testing.assert_array_equal(mapped.embed(known), model.embed(known))
+
+
+def test_squared_error_of_log_expression(cells):
+    model = fit(cells, likelihood="mse", epochs=60, learning_rate=3e-3, early_stopping=False)
+    counts = cells.X.toarray()
+    observed = np.log1p(counts / counts.sum(axis=1, keepdims=True) * 1e4)
+    values = np.log1p(model.denoise())
+    assert (values >= 0).all()
+    assert ((values - observed) ** 2).sum() < 0.96 * ((observed - observed.mean(axis=0)) ** 2).sum()
+    batch = (cells.obs["batch"] == "batch_1").to_numpy()
+    assert separability_auc(model.embed(), batch) < 0.75
+    for asked in (lambda: model.sample(3), lambda: model.elbo(cells), lambda: model.reconstruction_error(cells)):
+        with pytest.raises(ParameterError, match='likelihood="nb"'):
+            asked()
+
+
+def test_squared_error_maps_a_query(cells, tmp_path):
+    known, query = (cells[(cells.obs["batch"] == name).to_numpy()].copy() for name in ("batch_1", "batch_2"))
+    known.obs["batch"] = np.where(np.arange(known.n_obs) % 2, "a", "b")
+    model = fit(known, likelihood="mse")
+    model.save(tmp_path / "model")
+    mapped = tf.load(tmp_path / "model").map_query(query, epochs=2, progress=False)
+    np.testing.assert_array_equal(mapped.embed(known), model.embed(known))
+    assert mapped.denoise(transform_batch="batch_2").shape == query.shape

@@ -134,6 +134,17 @@ class TrainedMethod(ReferenceMapper):
             before_epoch=lambda net, cells, progress: {"kl_weight": self._kl_weight(progress)},
         )
 
+    def _decoder(self, sizes: tuple[Any, ...], **inside: Any) -> Any:
+        """Return the decoder of these sizes, with covariates and norms."""
+        from tenfold.nn.decoders import CountDecoder
+
+        design = self._design
+        groups = {"gene-batch": design.batch, "gene-label": design.labels}.get(self.dispersion, [""])
+        return CountDecoder(
+            *sizes, likelihood=self.likelihood, dispersion=self.dispersion, n_levels=len(groups),
+            link="softplus" if design.sized else "softmax", **inside,
+        )  # fmt: skip
+
     def _schedule(self) -> Callable[[Optimizer], Any] | None:
         """Return what makes the schedule of the learning rate; None: it stays."""
         return None
@@ -166,7 +177,6 @@ class VariationalMethod(TrainedMethod):
         import torch
         from torch import nn
 
-        from tenfold.nn.decoders import CountDecoder
         from tenfold.nn.encoders import GaussianEncoder
 
         design, n_genes = self._design, len(self.genes_)
@@ -182,15 +192,10 @@ class VariationalMethod(TrainedMethod):
 
         inside = {**norms("encoder"), "dropout": self.dropout, **(told if self.encode_covariates else {})}
         mirrored = self.n_hidden if isinstance(self.n_hidden, int) else self.n_hidden[::-1]
-        groups = {"gene-batch": design.batch, "gene-label": design.labels}.get(self.dispersion, [""])
         latent_library = self.library == "latent" and not design.sized
         return kind(
             GaussianEncoder(n_genes, self.n_latent, self.n_hidden, self.n_layers, **inside),
-            CountDecoder(
-                self.n_latent, n_genes, mirrored, self.n_layers, likelihood=self.likelihood,
-                dispersion=self.dispersion, n_levels=len(groups), link="softplus" if design.sized else "softmax",
-                **norms("decoder"), **told,
-            ),
+            self._decoder((self.n_latent, n_genes, mirrored, self.n_layers), **norms("decoder"), **told),
             log_input=self.log_variational, latent=self.latent_distribution, encode_covariates=self.encode_covariates,
             batch_vectors=vectors,
             library=GaussianEncoder(n_genes, 1, self.n_hidden, **inside) if latent_library else None,

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any, Literal
 import numpy as np
 
 from tenfold.count_models.variational import Part, VariationalMethod, balancing_weights
+from tenfold.data.preprocess import DEPTH
 from tenfold.method import MethodInfo, param
 
 if TYPE_CHECKING:
@@ -45,15 +46,18 @@ class TRVAE(VariationalMethod):
         Width of each hidden layer of the encoder; the decoder has them in reverse. One number: of `n_layers` layers.
     n_layers
         Number of hidden layers, where `n_hidden` is one number.
+    likelihood
+        ``"nb"``, ``"zinb"``, ``"poisson"``; or ``"mse"``: the squared error of log(1 + counts per 10,000 of the
+        modelled genes), which the encoder sees, too. Then there are no synthetic cells and no likelihoods.
     dispersion
-        ``"gene-batch"``, ``"gene"`` or ``"gene-cell"``.
+        ``"gene-batch"``, ``"gene"`` or ``"gene-cell"``; of no effect with ``likelihood="mse"``.
     epochs
         At most so many.
     balance_batches
         Draw cells so that all batches are equally frequent; otherwise every cell once an epoch.
     early_stopping, patience
         As in `SCVI`.
-    n_latent, dropout, likelihood, latent_distribution, batch_norm, layer_norm
+    n_latent, dropout, latent_distribution, batch_norm, layer_norm
         As in `SCVI`.
     encode_covariates, deeply_inject_covariates, batch_embedding, library, log_variational
         As in `SCVI`.
@@ -91,6 +95,7 @@ class TRVAE(VariationalMethod):
 
     n_hidden: int | tuple[int, ...] = (256, 64)  # type: ignore[assignment]
     dropout: float = param(0.05, low=0.0, high=0.99)
+    likelihood: Literal["nb", "zinb", "poisson", "mse"] = "nb"  # type: ignore[assignment]
     dispersion: Literal["gene", "gene-batch", "gene-cell"] = "gene-batch"
     batch_norm: Part = "none"
     layer_norm: Part = "both"
@@ -107,8 +112,16 @@ class TRVAE(VariationalMethod):
 
     def _build(self) -> ConditionalVAE:
         from tenfold.nn.autoencoder import ConditionalVAE
+        from tenfold.nn.log_expression import LogExpressionVAE
 
-        return self._assembled(ConditionalVAE)
+        return self._assembled(LogExpressionVAE if self.likelihood == "mse" else ConditionalVAE)
+
+    def _decoder(self, sizes: tuple[Any, ...], **inside: Any) -> Any:
+        from tenfold.nn.log_expression import LogExpressionDecoder
+
+        if self.likelihood != "mse":
+            return super()._decoder(sizes, **inside)
+        return LogExpressionDecoder(*sizes, depth=1.0 if self._design.sized else DEPTH, **inside)
 
     def _terms(self, net: Any, batch: dict[str, Any], kl_weight: float) -> dict[str, Any]:
         """Negative evidence lower bound and the discrepancy between batches."""
