@@ -19,6 +19,7 @@ from tenfold.nn.encoders import GaussianEncoder
 from tenfold.nn.mlp import MLP, Covariates, Layer
 from tenfold.nn.plain_vae import is_plain
 from tenfold.nn.priors import Gaussian, standard_log_density
+from tenfold.nn.surgery import graft, heal
 
 
 @pytest.fixture(autouse=True)
@@ -238,6 +239,56 @@ def test_a_plain_loss_adds_to_other_losses_and_spares_frozen_weights():
     assert all(p.grad is None for p in net.encoder.parameters())
     for one, other in zip(alone[-4:], after[-4:], strict=True):
         torch.testing.assert_close(one, other)
+
+
+def small_net_and_batches() -> tuple[ConditionalVAE, list[dict]]:
+    net = ConditionalVAE(GaussianEncoder(9, 2, 8), CountDecoder(2, 9, 8, dispersion="gene-batch", n_levels=3))
+    batches = []
+    for n in (20, 13):
+        counts = all_rows(sparse.csr_matrix(np.random.default_rng(n).poisson(1.0, (n, 9)).astype(np.float32)))
+        batches.append({"counts": counts, "log_size": counts.sum().log(), "levels": torch.arange(n)[:, None] % 3})
+    return net, batches
+
+
+def gradients(net: torch.nn.Module, batches: list[dict]) -> list[torch.Tensor]:
+    net.zero_grad()
+    torch.manual_seed(0)
+    sum(net.terms(batch)["loss"] for batch in batches).backward()
+    return [parameter.grad for parameter in net.parameters()]
+
+
+def test_plain_losses_of_several_minibatches_keep_their_gradients_until_the_way_back(monkeypatch):
+    net, batches = small_net_and_batches()
+    found = gradients(net, batches)
+    monkeypatch.setattr("tenfold.nn.autoencoder.is_plain", lambda net: False)
+    for one, other in zip(found, gradients(net, batches), strict=True):
+        torch.testing.assert_close(one, other, rtol=2e-4, atol=2e-5)
+
+
+def test_weights_that_are_replaced_or_move_are_found_again(monkeypatch):
+    net, batches = small_net_and_batches()
+    assert is_plain(net)
+    net.encoder.heads.weight.data = net.encoder.heads.weight.data.clone() * 2
+    net.decoder.mean_head.bias = torch.nn.Parameter(torch.randn(9))
+    assert is_plain(net)
+    found = gradients(net, batches)
+    assert net.decoder.mean_head.bias.grad is not None
+    monkeypatch.setattr("tenfold.nn.autoencoder.is_plain", lambda net: False)
+    for one, other in zip(found, gradients(net, batches), strict=True):
+        torch.testing.assert_close(one, other, rtol=2e-4, atol=2e-5)
+
+
+def test_a_dispersion_some_of_whose_levels_are_fixed_is_trained_by_autograd():
+    known, batches = small_net_and_batches()
+    larger = ConditionalVAE(GaussianEncoder(9, 2, 8), CountDecoder(2, 9, 8, dispersion="gene-batch", n_levels=4))
+    assert graft(known, larger)
+    larger.train()
+    assert not is_plain(larger)
+    batches[0]["levels"][:] = 3
+    larger.terms(batches[0])["loss"].backward()
+    assert any(parameter.grad is not None and parameter.grad.abs().max() > 0 for parameter in larger.parameters())
+    heal(larger)
+    assert is_plain(larger)
 
 
 def test_what_is_not_plain_is_left_to_autograd(monkeypatch):

@@ -17,11 +17,15 @@ from torch import Tensor
 
 from tenfold.kernels.count_losses import value_and_gradients
 from tenfold.kernels.hidden_layers import (
-    latent_backward,
-    latent_forward,
-    normed_backward,
-    normed_forward,
+    Latent,
+    MiddleGradients,
+    Normed,
+    Units,
+    latent,
+    middle_backward,
+    middle_forward,
     random_words,
+    units,
 )
 from tenfold.kernels.sparse_linear import rows_times, transposed_times
 from tenfold.nn.decoders import CountDecoder
@@ -31,23 +35,15 @@ from tenfold.nn.mlp import MLP
 if TYPE_CHECKING:
     from tenfold.nn.autoencoder import Batch, ConditionalVAE
 
-#: Whether networks have the parts for it; a step takes so little time that looking again would be noticed.
-_PLAIN: WeakKeyDictionary[Any, bool] = WeakKeyDictionary()
 _NO_WORDS = np.empty((0, 0), np.uint16)
 
 
 def is_plain(net: ConditionalVAE) -> bool:
     """Whether `plain_terms` computes the loss of this network, in its present mode."""
-    if not (net.training and torch.is_grad_enabled()):
-        return False
-    parts = _PLAIN.get(net)
-    if parts is None:
-        parts = _PLAIN[net] = _has_plain_parts(net)
-    weight = net.decoder.mean_head.weight
     return (
-        parts
-        and weight.device.type == "cpu"
-        and weight.dtype == torch.float32
+        net.training
+        and torch.is_grad_enabled()
+        and _parts_of(net) is not None
         and (not torch.is_autocast_enabled("cpu") or _multiplies_bfloat16())
     )
 
@@ -60,6 +56,8 @@ def _has_plain_parts(net: ConditionalVAE) -> bool:
         and _is_normed_layer(decoder.hidden)
         and (net.library, decoder.theta_head, net.latent) == (None, None, "normal")
         and (encoder.link, encoder.least_variance) == ("exp", LEAST_VARIANCE)
+        and (decoder.log_theta is None or decoder.log_theta.is_leaf)  # else some of its rows are fixed
+        and (decoder.mean_head.weight.device.type, decoder.mean_head.weight.dtype) == ("cpu", torch.float32)
     )
 
 
@@ -78,24 +76,85 @@ def _multiplies_bfloat16() -> bool:
     return any(getattr(torch.cpu, f"_is_{name}_supported", bool)() for name in ("avx512_bf16", "amx_tile"))
 
 
+class _Parts:
+    """The parts of a network, and the memory of its weights as compiled code takes it.
+
+    Looked up once: asking a module for its parameters takes as long as a small layer.
+    """
+
+    def __init__(self, net: ConditionalVAE):
+        encoder, decoder = net.encoder, net.decoder
+        self.first: Any = encoder.hidden.layers[0]
+        self.second: Any = decoder.hidden.layers[0]
+        norm: Any = self.first.batch_norm
+        norm_2: Any = self.second.batch_norm
+        of_decoder = [(decoder.mean_head, "weight"), (decoder.mean_head, "bias"), (decoder, "log_theta")]
+        if decoder.dropout_head is not None:
+            of_decoder += [(decoder.dropout_head, "weight"), (decoder.dropout_head, "bias")]
+        self._held = [
+            _held(module, name) for module, name in (
+                (self.first, "weight"), (norm, "weight"), (norm, "bias"), (encoder.heads, "weight"),
+                (encoder.heads, "bias"), (self.second, "weight"), (norm_2, "weight"), (norm_2, "bias"), *of_decoder,
+            )
+        ]  # fmt: skip
+        #: Every weight of the network, but for what covariates add; None for the theta of Poisson counts.
+        self.weights = [weight for _, _, weight, _ in self._held]
+        self.norms = [_norm_of(layer) for layer in (self.first, self.second)]
+        self.counted = [norm.num_batches_tracked, norm_2.num_batches_tracked]
+        self.small: Any = [weight.detach().numpy() for weight in self.weights[3:6]]
+        self.of_decoder: list[Any] = [None if weight is None else weight.detach() for weight in self.weights[8:]]
+        self._n = 0
+        self._memory: Any = None
+
+    def are_current(self) -> bool:
+        """Whether no weight has been replaced or has moved."""
+        return all(
+            own.get(name) is weight and (weight is None or weight.data_ptr() == place)
+            for own, name, weight, place in self._held
+        )
+
+    def memory(self, n: int) -> tuple[Units, Latent, Units]:
+        """Return memory for the units of the two layers and the latent variable of n cells."""
+        if self._memory is None or n != self._n:
+            widths = self.first.weight.shape[1], self.second.weight.shape[1]
+            self._n, self._memory = n, (units(n, widths[0]), latent(n, len(self.small[2])), units(n, widths[1]))
+        return self._memory
+
+
+#: What was looked up.
+_PARTS: WeakKeyDictionary[Any, _Parts] = WeakKeyDictionary()
+
+
+def _parts_of(net: ConditionalVAE) -> _Parts | None:
+    """Return the parts of a network, None if it is not plain."""
+    parts = _PARTS.get(net)
+    if parts is None or not parts.are_current():
+        parts = _Parts(net) if _has_plain_parts(net) else None
+        if parts is not None:
+            _PARTS[net] = parts
+    return parts
+
+
+def _held(module: Any, name: str) -> tuple[dict[str, Any], str, Any, int]:
+    own = module._parameters
+    weight = own.get(name)
+    return own, name, weight, 0 if weight is None else weight.data_ptr()
+
+
+def _norm_of(layer: Any) -> Normed:
+    norm = layer.batch_norm
+    parts = (norm.weight, norm.bias, norm.running_mean, norm.running_var)
+    gamma, beta, mean, variance = (part.detach().numpy() for part in parts)
+    return Normed(gamma, beta, mean, variance, layer.dropout, norm.eps, norm.momentum)
+
+
 def plain_terms(net: ConditionalVAE, batch: Batch, kl_weight: float) -> dict[str, Tensor]:
-    """Return what `ConditionalVAE.terms` returns."""
-    encoder, decoder = net.encoder, net.decoder
-    first: Any = encoder.hidden.layers[0]
-    second: Any = decoder.hidden.layers[0]
-    told = [first.of_covariates(net.encoder_covariates(batch)), second.of_covariates(net.covariates(batch))]
-    # One by one: asking a module for its parameters takes as long as a small layer.
-    norm, norm_2, heads, head, dropout_head = (
-        first.batch_norm, second.batch_norm, encoder.heads, decoder.mean_head, decoder.dropout_head,
-    )  # fmt: skip
-    weights = [
-        first.weight, norm.weight, norm.bias, heads.weight, heads.bias, second.weight, norm_2.weight, norm_2.bias,
-        head.weight, head.bias, decoder.log_theta,
-    ]  # fmt: skip
-    if dropout_head is not None:
-        weights += [dropout_head.weight, dropout_head.bias]
-    trigger = next((weight for weight in weights if weight is not None and weight.requires_grad), None)
-    loss, nll, kl = _PlainLoss.apply(net, batch, kl_weight, weights, trigger, *told)
+    """Return what `ConditionalVAE.terms` returns, for a network that `is_plain` found to be."""
+    parts = _PARTS[net]
+    told = parts.first.of_covariates(net.encoder_covariates(batch))
+    told_2 = parts.second.of_covariates(net.covariates(batch))
+    trigger = next((weight for weight in parts.weights if weight is not None and weight.requires_grad), None)
+    loss, nll, kl = _PlainLoss.apply(net, parts, batch, kl_weight, trigger, told, told_2)
     return {"loss": loss, "nll": nll, "kl": kl}
 
 
@@ -104,16 +163,17 @@ class _PlainLoss(torch.autograd.Function):
 
     @staticmethod
     def forward(
-        ctx: Any, net: ConditionalVAE, batch: Batch, kl_weight: float, weights: list[Any],
-        trigger: Tensor | None, *told: Any,
+        ctx: Any, net: ConditionalVAE, parts: _Parts, batch: Batch, kl_weight: float, trigger: Tensor | None,
+        told: Tensor | None, told_2: Tensor | None,
     ) -> tuple[Tensor, Tensor, Tensor]:  # fmt: skip
         large = torch.bfloat16 if torch.is_autocast_enabled("cpu") else torch.float32
         with torch.autocast("cpu", enabled=False):  # which products are in bfloat16 is said here, one by one
-            nll, kl, ctx.of_told, ctx.grads = _terms_and_gradients(net, batch, kl_weight, large, *told, *weights)
-        ctx.weights = weights
-        ctx.mark_non_differentiable(nll, kl)
+            nll, kl, ctx.of_told, ctx.grads = _terms_and_gradients(net, parts, batch, kl_weight, large, told, told_2)
+        ctx.weights = parts.weights
+        terms = torch.from_numpy(np.array([nll + kl_weight * kl, nll, kl], np.float32)).unbind()
+        ctx.mark_non_differentiable(*terms[1:])
         ctx.set_materialize_grads(False)
-        return nll + kl_weight * kl, nll, kl
+        return terms  # type: ignore[return-value]
 
     @staticmethod
     @torch.autograd.function.once_differentiable
@@ -130,47 +190,42 @@ class _PlainLoss(torch.autograd.Function):
 
 
 def _terms_and_gradients(
-    net: ConditionalVAE, batch: Batch, kl_weight: float, large: torch.dtype, told: Tensor | None, told_2: Tensor | None,
-    w: Tensor, gamma: Tensor, beta: Tensor, w_heads: Tensor, b_heads: Tensor, w_2: Tensor, gamma_2: Tensor,
-    beta_2: Tensor, *of_decoder: Any,
-) -> tuple[Tensor, Tensor, list[Tensor | None], list[Tensor | None]]:  # fmt: skip
+    net: ConditionalVAE, parts: _Parts, batch: Batch, kl_weight: float, large: torch.dtype, told: Tensor | None,
+    told_2: Tensor | None,
+) -> tuple[float, float, list[Tensor | None], list[Tensor | None]]:  # fmt: skip
     """Return mean negative log-likelihood, mean KL, and the gradients of the loss by what is told, and by weights.
 
     `large` is the type of the operands of the three large products.
     """
-    first: Any = net.encoder.hidden.layers[0]
-    second: Any = net.decoder.hidden.layers[0]
     x = net.encoder_input(batch)
-    a = rows_times(x, w)
+    first, z, second = parts.memory(len(x))
+    norm, norm_2 = parts.norms
+    rows_times(x, parts.weights[0].detach(), first.a)
     if told is not None:
-        a += told
-    h, way = _normed(first, a, gamma, beta)
-    heads = torch.addmm(b_heads, h, w_heads.t())
-    noise = torch.randn(len(a), heads.shape[1] // 2)
-    variance, z = torch.empty_like(noise), torch.empty_like(noise)
-    latent = (heads.numpy(), noise.numpy(), LEAST_VARIANCE, variance.numpy())
-    kl = latent_forward(*latent, z.numpy())
-    a_2 = torch.mm(z, w_2) if told_2 is None else torch.addmm(told_2, z, w_2)
-    h_2, way_2 = _normed(second, a_2, gamma_2, beta_2)
+        first.a[:] += told.detach().numpy()
+    second.a[:] = 0.0 if told_2 is None else told_2.detach().numpy()
+    words = random_words(*first.a.shape) if norm.dropout else _NO_WORDS
+    z.noise[:] = torch.randn(z.noise.shape).numpy()
+    words_2 = random_words(*second.a.shape) if norm_2.dropout else _NO_WORDS
+    w_heads, b_heads, w = parts.small
+    kl = middle_forward(first, norm, words, w_heads, b_heads, LEAST_VARIANCE, z, w, second, norm_2, words_2)
+    for counted in parts.counted:
+        counted.add_(1)
 
-    nll, grad_h_2, grads_of_decoder = _decoded(net, batch, h_2, large, *of_decoder)
+    nll, upstream, of_decoder = _decoded(net, batch, torch.from_numpy(second.h), large, *parts.of_decoder)
 
-    grad_a_2, *norm_2 = _back(second, grad_h_2, h_2, way_2, gamma_2)
-    grad_heads = torch.empty_like(heads)
-    latent_backward(torch.mm(grad_a_2, w_2.t()).numpy(), *latent, kl_weight, grad_heads.numpy())
-    grad_a, *norm = _back(first, torch.mm(grad_heads, w_heads), h, way, gamma)
-    of_told = [grad_a if told is not None else None, grad_a_2 if told_2 is not None else None]
-    grads = [
-        transposed_times(x, grad_a), *norm, torch.mm(grad_heads.t(), h), grad_heads.sum(0),
-        torch.mm(z.t(), grad_a_2), *norm_2, *grads_of_decoder,
-    ]  # fmt: skip
-    return nll, torch.tensor(kl, dtype=torch.float32), of_told, grads
+    like = (norm.gamma, norm.beta, *parts.small, norm_2.gamma, norm_2.beta, first.a, second.a)
+    grads = MiddleGradients(*(np.empty(part.shape, np.float32) for part in like))
+    middle_backward(upstream.numpy(), first, norm, w_heads, LEAST_VARIANCE, z, kl_weight, w, second, norm_2, grads)
+    *of_middle, grad_a, grad_a_2 = map(torch.from_numpy, grads)
+    of_told = [None if told is None else grad_a, None if told_2 is None else grad_a_2]
+    return nll, kl, of_told, [transposed_times(x, grad_a), *of_middle, *of_decoder]
 
 
 def _decoded(
     net: ConditionalVAE, batch: Batch, h: Tensor, large: torch.dtype, w: Tensor, b: Tensor, log_theta: Tensor | None,
     w_dropout: Tensor | None = None, b_dropout: Tensor | None = None,
-) -> tuple[Tensor, Tensor, list[Tensor | None]]:  # fmt: skip
+) -> tuple[float, Tensor, list[Tensor | None]]:  # fmt: skip
     """Return mean negative log-likelihood and its gradients, by the decoder's hidden layer and by weights."""
     decoder, h = net.decoder, h.to(large)
     w = w.to(large)
@@ -182,34 +237,10 @@ def _decoded(
         decoder.likelihood, batch["counts"], logits, batch["log_size"], decoder.link, log_theta,
         net.level(batch) if decoder.by_level else None, dropout_logits, b,
     )  # fmt: skip
-    grad_h = torch.mm(found.logits, w)
-    grads: list[Tensor | None] = [torch.mm(found.logits.t(), h).float(), found.bias]
-    grads.append(None if log_theta is None else found.log_theta.view(log_theta.shape))
-    if w_dropout is not None:
-        grad_h.addmm_(found.dropout_logits, w_dropout)
-        grads += [torch.mm(found.dropout_logits.t(), h).float(), found.dropout_logits.sum(0, dtype=torch.float32)]
-    return nll.mean(), grad_h.float(), grads
-
-
-def _normed(layer: Any, a: Tensor, gamma: Tensor, beta: Tensor) -> tuple[Tensor, tuple[np.ndarray, np.ndarray]]:
-    """Return the units of a layer after batch norm, ReLU and dropout, and what the way back needs."""
-    norm, dropout = layer.batch_norm, layer.dropout
-    h, standard, inverse = torch.empty_like(a), np.empty(a.shape, np.float32), np.empty(a.shape[1], np.float32)
-    running = norm.running_mean.numpy(), norm.running_var.numpy()
-    affine = gamma.detach().numpy(), beta.detach().numpy()
-    words = random_words(*a.shape) if dropout else _NO_WORDS
-    settings = dropout, norm.eps, norm.momentum
-    normed_forward(a.numpy(), *affine, words, *settings, *running, standard, inverse, h.numpy())
-    norm.num_batches_tracked.add_(1)
-    return h, (standard, inverse)
-
-
-def _back(
-    layer: Any, upstream: Tensor, h: Tensor, way: tuple[np.ndarray, np.ndarray], gamma: Tensor
-) -> tuple[Tensor, Tensor, Tensor]:
-    """Return the gradients of the input, gamma and beta of `_normed`."""
-    grads = torch.empty_like(h), torch.empty_like(gamma), torch.empty_like(gamma)
-    grad_a, grad_gamma, grad_beta = (grad.numpy() for grad in grads)
-    kept = upstream.numpy(), h.numpy(), *way, gamma.detach().numpy()
-    normed_backward(*kept, 1 / (1 - layer.dropout), grad_gamma, grad_beta, grad_a)
-    return grads
+    grad_h = torch.mm(logits, w)
+    grads: list[Tensor | None] = [torch.mm(logits.t(), h).float(), torch.from_numpy(found.bias)]
+    grads.append(None if log_theta is None else torch.from_numpy(found.log_theta.reshape(log_theta.shape)))
+    if w_dropout is not None and dropout_logits is not None:
+        grad_h.addmm_(dropout_logits, w_dropout)
+        grads += [torch.mm(dropout_logits.t(), h).float(), dropout_logits.sum(0, dtype=torch.float32)]
+    return float(nll.mean()), grad_h.float(), grads
