@@ -106,3 +106,17 @@ def test_permuted_labels_teach_nothing(cells):
     found = fit(shuffled).predict(cells[200:].copy())
     most = max((truth == name).mean() for name in set(truth))
     assert (found == truth).mean() < most + 0.12
+
+
+def test_margins_are_as_sharp_as_those_that_were_calibrated():
+    from tenfold.annotators.calibration import held_out
+
+    adata = tf.data.simulate(400, 150, 4, 1, type_strength=0.5, batch_strength=0.0, seed=0)
+    model = tf.annotate.SVM(probability="margin").fit(adata, labels="cell_type", progress=False)
+    codes = np.unique(adata.obs["cell_type"].astype(str), return_inverse=True)[1]
+    held = held_out(codes, None, 0.2, 0)
+    part = tf.annotate.SVM(probability="margin", calibration=0.0)
+    part.fit(adata[~held].copy(), labels="cell_type", progress=False)
+    lengths = [float(np.linalg.norm(each.planes_)) for each in (part, model)]
+    assert lengths[1] > 1.2 * lengths[0]
+    assert part.sharpness_ == 1 and model.sharpness_ == pytest.approx(lengths[0] / lengths[1], rel=1e-3)
