@@ -54,7 +54,7 @@ def test_it_is_the_base_model_with_the_query_mapped(cells):
 def test_the_kl_weight_has_risen_at_half_of_the_epochs(cells):
     assert fit(cells, epochs=4).model.parameters["kl_warmup_epochs"] == 2
     many = ScArches(base="trvae")._untrained(500)
-    assert (many.epochs, many.kl_warmup_epochs) == (400, 100)
+    assert (many.epochs_for(500), many.kl_warmup_epochs) == (400, 100)
     assert ScArches()._untrained(100_000).kl_warmup_epochs == 40
 
 

@@ -185,3 +185,8 @@ def test_squared_error_maps_a_query(cells, tmp_path):
     mapped = tf.load(tmp_path / "model").map_query(query, epochs=2, progress=False)
     np.testing.assert_array_equal(mapped.embed(known), model.embed(known))
     assert mapped.denoise(transform_batch="batch_2").shape == query.shape
+
+
+def test_more_cells_are_trained_on_for_fewer_epochs():
+    assert [TRVAE().epochs_for(n) for n in (500, 20_000)] == [400, 200]
+    assert TRVAE(epochs=7).epochs_for(20_000) == 7

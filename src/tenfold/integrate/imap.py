@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any, ClassVar
 
 import numpy as np
+from scipy.linalg import eigh
 
 from tenfold.data.expression import StreamedExpression, grouped_means
 from tenfold.data.pair_growth import grown_weights
@@ -207,9 +208,10 @@ class IMAP(ExpressionMethod):
                 train_fraction=1.0, name=f"{self.name()}_{code}", **shared)  # fmt: skip
         found = predict(net, cells, lambda net, batch: net.corrected(batch))
         centre = found.mean(axis=0)
-        _, loadings = np.linalg.eigh(np.cov(found, rowvar=False))
+        last, n_components = found.shape[1] - 1, net.loadings.shape[1]
+        _, loadings = eigh(np.cov(found, rowvar=False), subset_by_index=(last - n_components + 1, last))
         net.centre.copy_(torch.from_numpy(centre))
-        net.loadings.copy_(torch.from_numpy(loadings[:, ::-1][:, : net.loadings.shape[1]].astype(np.float32)))
+        net.loadings.copy_(torch.from_numpy(loadings[:, ::-1].astype(np.float32)))
 
     def _pair_weights(self, content: np.ndarray, level: np.ndarray, anchor: int, query: int) -> np.ndarray:
         """Return how often cells of reference and query are drawn."""

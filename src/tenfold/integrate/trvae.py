@@ -52,7 +52,7 @@ class TRVAE(VariationalMethod):
     dispersion
         ``"gene-batch"``, ``"gene"`` or ``"gene-cell"``; of no effect with ``likelihood="mse"``.
     epochs
-        At most so many.
+        At most so many. ``None``: 400, fewer above 10,000 cells (10,000 / n_cells × 400).
     balance_batches
         Draw cells so that all batches are equally frequent; otherwise every cell once an epoch.
     early_stopping, patience
@@ -105,10 +105,13 @@ class TRVAE(VariationalMethod):
     mmd_on: Literal["z", "decoder"] = "z"
     balance_batches: bool = True
     kl_warmup_epochs: int | None = param(100, low=0)
-    epochs: int | None = param(400, low=1)
     weight_decay: float = param(0.04, low=0.0)
     early_stopping: bool = True
     patience: int = param(20, low=1)
+
+    def epochs_for(self, n_cells: int) -> int:
+        """Return how many epochs so many cells are trained for, at most."""
+        return self.epochs or max(1, min(round(10_000 / n_cells * 400), 400))
 
     def _build(self) -> ConditionalVAE:
         from tenfold.nn.autoencoder import ConditionalVAE

@@ -150,7 +150,9 @@ def judge(net: Any, batch: dict[str, Any], progress: Any) -> Tensor:
     real, query = _sides(batch)
     if min(len(real), len(query)) < 2:
         return 0 * net["critic"].head.weight.sum()
-    return critic_loss(net["critic"], real, net["generator"](query).detach())
+    with torch.no_grad():
+        fake = net["generator"](query)
+    return critic_loss(net["critic"], real, fake)
 
 
 def persuade(net: Any, batch: dict[str, Any], progress: Any) -> Tensor:
