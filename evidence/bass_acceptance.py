@@ -5,16 +5,15 @@ Run ``python evidence/bass_acceptance.py``, or with the names of parts: joint, a
 
 from __future__ import annotations
 
-import json
 import sys
 import warnings
 from typing import Any
 
 import anndata as ad
 import numpy as np
-from domain_rows import rows
+from domain_rows import rows, write_part
 from domain_slices import DATA, SLACK, TABLE, beside, checked, load
-from recording import ROOT, record, sha256, write
+from recording import record, sha256
 
 from tenfold import metrics
 from tenfold.domains.bass import BASS
@@ -120,15 +119,9 @@ def dlpfc() -> list[dict[str, Any]]:
 
 def main() -> None:
     warnings.simplefilter("ignore")
-
     parts = {"joint": joint, "alone": alone, "osmfish": osmfish, "dlpfc": dlpfc}
-    path = ROOT / "evidence" / "results" / "bass_acceptance.json"
-    chosen = sys.argv[1:] or list(parts)
-    for name in chosen:
-        fresh = parts[name]()
-        kept = json.loads(path.read_text()) if path.exists() else []
-        redone = {row["dataset"] for row in fresh}
-        write([row for row in kept if row["dataset"] not in redone] + fresh)
+    for name in sys.argv[1:] or parts:
+        write_part(parts[name]())
 
 
 if __name__ == "__main__":

@@ -1,14 +1,16 @@
 """BayesSpace on annotated slices, number of domains known or not, two seeds; smoothed PCA and PCA + Leiden beside.
 
-Run ``python evidence/bayesspace_acceptance.py``.
+Run ``python evidence/bayesspace_acceptance.py``, or with names of slices.
 """
 
 from __future__ import annotations
 
+import sys
+
 import numpy as np
-from domain_rows import rows
+from domain_rows import rows, write_part
 from domain_slices import digest, load, n_domains, score
-from recording import record, write
+from recording import record
 
 from tenfold.data.heads import clusters_of
 from tenfold.data.inputs import Inputs
@@ -37,10 +39,8 @@ def start(name: str) -> list[dict]:
 
 
 def main() -> None:
-    records = []
-    for name in SLICES:
-        records += rows("bayesspace", name, fitted, SEEDS) + start(name)
-        write(records)
+    for name in sys.argv[1:] or SLICES:
+        write_part(rows("bayesspace", name, fitted, SEEDS) + start(name))
 
 
 if __name__ == "__main__":

@@ -5,14 +5,17 @@ Without and with refinement (majority of 6 neighbours where fewer than half agre
 
 from __future__ import annotations
 
+import json
+import sys
 import warnings
 from collections.abc import Callable, Sequence
 from functools import cache
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 from domain_slices import Score, digest, load, n_domains, score, shown
-from recording import record
+from recording import ROOT, record, write
 
 from tenfold.data.inputs import Inputs
 from tenfold.data.refinement import majority, outvoted
@@ -91,3 +94,11 @@ def rows(
                     reference_value=found[how].ari, passed=value > found[how].ari,
                 ))  # fmt: skip
     return records
+
+
+def write_part(fresh: list[dict[str, Any]]) -> None:
+    """Write records of one part of the running script; those of its other parts stay."""
+    path = ROOT / "evidence" / "results" / f"{Path(sys.argv[0]).stem}.json"
+    kept = json.loads(path.read_text()) if path.exists() else []
+    redone = {(row["dataset"], row["claim"]) for row in fresh}
+    write([row for row in kept if (row["dataset"], row["claim"]) not in redone] + fresh)

@@ -1,18 +1,19 @@
 """SpaCell on annotated slices: rows beside the baselines, and hidden genes from its code with and without the picture.
 
-Run ``python evidence/spacell_acceptance.py``.
+Run ``python evidence/spacell_acceptance.py``, or with names of slices.
 """
 
 from __future__ import annotations
 
+import sys
 import warnings
 from typing import Any
 
 import anndata as ad
 import numpy as np
-from domain_rows import rows
+from domain_rows import rows, write_part
 from domain_slices import digest, load
-from recording import record, write
+from recording import record
 from sklearn.linear_model import RidgeCV
 from sklearn.model_selection import KFold, cross_val_predict
 
@@ -20,7 +21,8 @@ from tenfold.data.inputs import Inputs
 from tenfold.domains.spacell import SpaCell
 
 SEEDS = range(2)
-PICTURED = ("her2st_A1", "dlpfc_151510")
+#: Slice → whether the picture is used.
+SLICES = {"her2st_A1": ("yes", "no"), "dlpfc_151510": ("yes", "no"), "starmap_mpfc BZ5": ("no",)}
 #: Genes that the code is not shown, of the most variable ones.
 HIDDEN = 0.25
 
@@ -51,23 +53,24 @@ def explained(name: str, histology: str, seed: int) -> float:
                   / np.square(target - target.mean(axis=0)).sum(axis=0)[varies]).mean())  # fmt: skip
 
 
+def hidden_genes(name: str) -> list[dict[str, Any]]:
+    """Compare the code with the picture and that of expression alone."""
+    scores = {kind: [explained(name, kind, seed) for seed in SEEDS] for kind in ("yes", "no")}
+    print(name, scores, flush=True)
+    joint, alone = (float(np.mean(scores[kind])) for kind in ("yes", "no"))
+    return [record("spacell", "check", "code with the picture above that of expression alone; sheet", name,
+                   digest(name), "variance of hidden genes explained, mean of 2 seeds", joint,
+                   reference="tenfold spacell, histology no", reference_value=alone, passed=joint > alone)]  # fmt: skip
+
+
 def main() -> None:
     warnings.simplefilter("ignore")
-    records = []
-    for name in PICTURED:
-        scores = {kind: [explained(name, kind, seed) for seed in SEEDS] for kind in ("yes", "no")}
-        print(name, scores, flush=True)
-        joint, alone = (float(np.mean(scores[kind])) for kind in ("yes", "no"))
-        records.append(record("spacell", "check", "code with the picture above that of expression alone; sheet", name,
-                              digest(name), "variance of hidden genes explained, mean of 2 seeds", joint,
-                              reference="tenfold spacell, histology no", reference_value=alone,
-                              passed=joint > alone))  # fmt: skip
-        for kind in ("yes", "no"):
-            given = (True, False) if name == "her2st_A1" else (True,)
-            records += rows("spacell", name, fitted(kind), SEEDS, given, label=f"histology {kind}")
-        write(records)
-    records += rows("spacell", "starmap_mpfc BZ5", fitted("no"), SEEDS, label="histology no")
-    write(records)
+    for name in sys.argv[1:] or SLICES:
+        given = (True,) if name == "dlpfc_151510" else (True, False)
+        for kind in SLICES[name]:
+            write_part(rows("spacell", name, fitted(kind), SEEDS, given, label=f"histology {kind}"))
+        if len(SLICES[name]) > 1:
+            write_part(hidden_genes(name))
 
 
 if __name__ == "__main__":

@@ -6,7 +6,6 @@ environment in ``TENFOLD_REFERENCE_PYTHON`` and run ``python evidence/spagcn_par
 
 from __future__ import annotations
 
-import json
 import sys
 import warnings
 from typing import Any
@@ -14,8 +13,9 @@ from typing import Any
 import anndata as ad
 import numpy as np
 import torch
+from domain_rows import write_part
 from domain_slices import SLACK, digest, load, n_domains, truth
-from recording import ROOT, record, run_apart, sha256, version, write
+from recording import record, run_apart, sha256, version
 
 import tenfold as tf
 from tenfold.data.gaussian_graph import gaussian_graph
@@ -192,15 +192,11 @@ def visium_sized(reference: str) -> list[dict[str, Any]]:
 def main() -> None:
     warnings.simplefilter("ignore")
     reference = f"{version('SpaGCN')}, {version('torch')}, {version('louvain')}"
-    path = ROOT / "evidence" / "results" / "spagcn_parity.json"
     for name in sys.argv[1:] or ["steps", *RUNS]:
         if name == "steps":
-            fresh = [*same_steps(reference), *visium_sized(reference)]
+            write_part([*same_steps(reference), *visium_sized(reference)])
         else:
-            fresh = over_seeds(name, RUNS[name], reference)
-        kept = json.loads(path.read_text()) if path.exists() else []
-        redone = {(row["dataset"], row["claim"]) for row in fresh}
-        write([row for row in kept if (row["dataset"], row["claim"]) not in redone] + fresh)
+            write_part(over_seeds(name, RUNS[name], reference))
 
 
 if __name__ == "__main__":

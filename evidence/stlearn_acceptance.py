@@ -1,18 +1,19 @@
 """stLearn on annotated slices with pictures: rows beside the baselines, parts of its weights, and held-out counts.
 
-Run ``python evidence/stlearn_acceptance.py``.
+Run ``python evidence/stlearn_acceptance.py``, or with names of slices.
 """
 
 from __future__ import annotations
 
+import sys
 import warnings
 from typing import Any
 
 import anndata as ad
 import numpy as np
-from domain_rows import rows
+from domain_rows import rows, write_part
 from domain_slices import digest, load
-from recording import record, write
+from recording import record
 from scipy import sparse
 
 from tenfold.data.image_features import morphology
@@ -22,7 +23,7 @@ from tenfold.data.spatial import positions_of, spatial_graph
 from tenfold.domains.stlearn import StLearn, smoother
 
 SEEDS = range(3)
-PICTURED = ("her2st_A1", "dlpfc_151510")
+PICTURED, BLIND = ("her2st_A1", "dlpfc_151510"), ("starmap_mpfc BZ5", "osmfish_ssp")
 
 
 def fitted(options: dict[str, Any]) -> Any:
@@ -64,15 +65,14 @@ def held_out(name: str) -> list[dict[str, Any]]:
 
 def main() -> None:
     warnings.simplefilter("ignore")
-    records = []
-    for name in PICTURED:
-        records += held_out(name)
+    for name in sys.argv[1:] or (*PICTURED, *BLIND):
+        if name in BLIND:
+            write_part(rows("stlearn", name, fitted({"histology": "no"}), SEEDS, label="without a picture"))
+            continue
+        write_part(held_out(name))
         for kind in ("all", "space_expression", "space_morphology", "space"):
             given = (True, False) if kind == "all" else (True,)
-            records += rows("stlearn", name, fitted({"weights": kind}), SEEDS, given, label=f"weights={kind}")
-    for name in ("starmap_mpfc BZ5", "osmfish_ssp"):
-        records += rows("stlearn", name, fitted({"histology": "no"}), SEEDS, label="without a picture")
-    write(records)
+            write_part(rows("stlearn", name, fitted({"weights": kind}), SEEDS, given, label=f"weights={kind}"))
 
 
 if __name__ == "__main__":
