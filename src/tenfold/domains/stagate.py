@@ -2,19 +2,17 @@
 
 from __future__ import annotations
 
-from functools import partial
 from typing import Literal
 
 import numpy as np
-from scipy import sparse
 
 from tenfold.data.inputs import Inputs
-from tenfold.data.spatial import GraphKind, Positions, spatial_graph, symmetrised
+from tenfold.data.spatial import Positions
 from tenfold.method import MethodInfo, param
-from tenfold.spatial_models.graph_training import GraphMethod
+from tenfold.spatial_models.attention import AttentionMethod
 
 
-class STAGATE(GraphMethod):
+class STAGATE(AttentionMethod):
     """Latent space of an autoencoder that averages over neighbours with learnt weights.
 
     Log-expression is mapped to a hidden layer, averaged over the cells around each cell with attention weights, and
@@ -93,29 +91,9 @@ class STAGATE(GraphMethod):
         advice="Contiguous domains, beside smooth_pca.",
     )
 
-    n_latent: int = param(30, low=2)
-    n_hidden: int = param(512, low=2)
-    graph: GraphKind = "radius"
-    radius: float = param(1.5, low=0.1)
-    n_neighbors: int = param(6, low=1)
     tie: Literal["clean", "double"] = "clean"
     epochs: int = param(1000, low=1)
-    weight_decay: float = param(1e-4, low=0.0)
 
     def _embed(self, data: Inputs, positions: Positions) -> np.ndarray:
-        import torch
-
-        from tenfold.engine import seeded
-        from tenfold.kernels.adam import Adam
-        from tenfold.nn.graph_attention import GraphAttention
-
         expression = data.lognorm[:, data.variable_genes(self.n_top_genes)]
-        graph = symmetrised(spatial_graph(positions, self.graph, self.n_neighbors, self.radius))
-        graph = sparse.csr_matrix(graph + sparse.identity(data.n_cells, dtype=np.float32, format="csr"))
-        with seeded(self.seed):
-            net = GraphAttention(expression, graph, self.n_hidden, self.n_latent, self.tie)
-        # Two parameters in one place need an optimiser that goes through them one by one.
-        kind = partial(torch.optim.Adam, foreach=False) if self.tie == "double" else Adam
-        optimizer = partial(kind, lr=self.learning_rate, weight_decay=self.weight_decay)
-        self._train(net, data, {"expression": expression, "graph": graph}, clip=5.0, optimizer=optimizer)
-        return net.embedding()
+        return self._autoencoded(data, positions, expression, self.tie)

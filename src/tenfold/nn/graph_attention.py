@@ -80,16 +80,35 @@ class GraphAttention(nn.Module):
         weights = self.attention(mapped)
         return mapped, weights, F.elu(self.around.mean(weights, mapped)) @ self.second
 
-    def terms(self) -> dict[str, Tensor]:
-        """Return the loss, the mean squared error."""
+    def reconstruction(self) -> tuple[Tensor, Tensor]:
+        """Return the mean squared error of the reconstruction, and the latent space."""
         n_cells, n_genes = self.expression.shape
         mapped, weights, latent = self.encode()
         first, second = self._back("first"), self._back("second")
         # The average is taken before the weights: it is of the latent space, which is narrower.
         hidden = F.elu(self.around.mean(weights, latent) @ second.T)
         onto = mapped if self.tie == "clean" else self.expression(first)
-        error = product_error(self.square, hidden, onto, first)
-        return {"loss": error / (n_cells * n_genes)}
+        return product_error(self.square, hidden, onto, first) / (n_cells * n_genes), latent
+
+    def terms(self) -> dict[str, Tensor]:
+        """Return the loss, the mean squared error."""
+        return {"loss": self.reconstruction()[0]}
+
+    def aligned_terms(self, anchor: Tensor, positive: Tensor, negative: Tensor, margin: float) -> dict[str, Tensor]:
+        """Return the loss and its two parts: the error, and how much less cells that match lie apart than others.
+
+        Parameters
+        ----------
+        anchor, positive, negative
+            Cells: those that have a match, the match, and one that is none, each of shape (n_triplets,).
+        margin
+            By which a match is to be nearer, in Euclidean distance.
+        """
+        error, latent = self.reconstruction()
+        apart = latent.new_zeros(())
+        if len(anchor):
+            apart = F.triplet_margin_loss(latent[anchor], latent[positive], latent[negative], margin=margin)
+        return {"loss": error + apart, "reconstruction": error, "triplets": apart}
 
     @torch.no_grad()
     def embedding(self) -> np.ndarray:
