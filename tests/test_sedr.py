@@ -90,7 +90,7 @@ def test_features_are_standardised_components_of_counts():
 
 def test_it_finds_halves_of_a_tissue_and_resumes(tmp_path):
     adata = tissue(14, noise=2.0)
-    options = {"n_clusters": 2, "n_components": 20, "epochs": 60, "epochs_clustering": 25}
+    options = {"n_clusters": 2, "n_components": 20, "epochs": 60}
     model = tf.domains.SEDR(**options).fit(adata, progress=False, checkpoint=tmp_path)
     assert tf.metrics.ari(model.cluster(), adata.obs["domain"]) > 0.8
     assert set(model.history["phase"]) == {"train", "cluster"}

@@ -56,8 +56,10 @@ class BANKSY(DomainMethod):
 
     Notes
     -----
-    Directions are those in the plane of the first two coordinates. Sections do not share neighbours; batches are not
-    corrected: give ``obsm["X_banksy"]`` to `Harmony` as ``use_rep`` where they should be.
+    Directions are those in the plane of the first two coordinates. The gradient is of deviations from the mean of the
+    neighbours, as in the paper and the R package; the entry point of pybanksy 1.3.5 leaves the mean in. Sections do not
+    share neighbours; batches are not corrected: give ``obsm["X_banksy"]`` to `Harmony` as ``use_rep`` where they should
+    be.
 
     Examples
     --------

@@ -63,8 +63,10 @@ class SEDR(GraphMethod):
         Cluster centres of the second phase; not the number of domains.
     n_top_genes
         Variable genes; ``None`` takes all.
-    epochs, epochs_clustering
-        Of the two phases; 0 leaves the second out, as the authors do where sections are to be integrated.
+    epochs
+        Of each of the two phases.
+    clustering
+        Whether there is a second phase; the authors leave it out where sections are to be integrated.
     learning_rate, weight_decay
         Of the training, by Adam, which begins anew in the second phase.
     n_clusters
@@ -91,7 +93,7 @@ class SEDR(GraphMethod):
     >>> import numpy as np, tenfold as tf
     >>> adata = tf.data.pbmc()
     >>> adata.obsm["spatial"] = np.random.default_rng(0).uniform(size=(700, 2))
-    >>> model = tf.domains.SEDR(n_clusters=4, epochs=10, epochs_clustering=5, n_components=30).fit(adata)
+    >>> model = tf.domains.SEDR(n_clusters=4, epochs=10, n_components=30).fit(adata)
     >>> model.embed().shape
     (700, 32)
 
@@ -125,7 +127,7 @@ class SEDR(GraphMethod):
     n_centres: int = param(10, low=2)
     n_top_genes: int | None = param(2000, low=10)
     epochs: int = param(200, low=1)
-    epochs_clustering: int = param(200, low=0)
+    clustering: bool = True
     learning_rate: float = param(0.01, low=0.0)
     weight_decay: float = param(0.01, low=0.0)
 
@@ -157,9 +159,9 @@ class SEDR(GraphMethod):
             if progress.epoch % REFRESH == 0:
                 net.refresh()
 
-        if not self.epochs_clustering:
+        if not self.clustering:
             return []
-        return [{"name": "cluster", "epochs": self.epochs_clustering, "before_epoch": before,
+        return [{"name": "cluster", "epochs": self.epochs, "before_epoch": before,
                  "loss": lambda net, batch, progress: net.terms(clustering=True)}]  # fmt: skip
 
 
