@@ -195,12 +195,19 @@ def test_near_misses_cost_less(cells):
         return function(np.array(["T cell"]), np.array([told]), parents)
 
     order = ["T cell", "lymphocyte", "B cell", "monocyte"]
-    for function in (metrics.ontology_credit, metrics.ontology_jaccard, metrics.ontology_f1):
+    for function in (
+        metrics.ontology_credit, metrics.ontology_jaccard, metrics.ontology_lin, metrics.ontology_f1,
+    ):  # fmt: skip
         values = [score(function, told) for told in order]
         assert values == sorted(values, reverse=True) and values[0] == 1
     assert [score(metrics.ontology_distance, told) for told in order] == [0, 1, 2, 3]
     assert score(metrics.ontology_credit, "lymphocyte") == pytest.approx(2 / 3)
     assert score(metrics.ontology_jaccard, "B cell") == pytest.approx(2 / 4)
+    # Six terms; lymphocyte has two below it, cells to label nothing.
+    of_lymphocyte = 1 - np.log(3) / np.log(len(parents.keys() | {"cell"}))
+    assert score(metrics.ontology_lin, "B cell") == pytest.approx(2 * of_lymphocyte / 2)
+    assert score(metrics.ontology_lin, "lymphocyte") == pytest.approx(2 * of_lymphocyte / (1 + of_lymphocyte))
+    assert score(metrics.ontology_lin, "monocyte") == pytest.approx(0, abs=1e-12)
     assert score(metrics.ontology_f1, "lymphocyte") == pytest.approx(2 * 2 / (3 + 2))
     truth = np.array(["T cell", "T cell", "T cell", "lymphocyte", "T cell"])
     told = np.array(["T cell", "lymphocyte", "B cell", "T cell", "monocyte"])

@@ -314,7 +314,7 @@ def test_named_errors(parts, model):
     with pytest.raises(DataError, match="several batches or donors"):
         model.predict_sets(parts[1], method="group")
     plain = tf.annotate.SVM(probability="margin", calibration=0.0).fit(parts[0], labels="cell_type", progress=False)
-    with pytest.raises(DataError, match="Nothing was held out"):
+    with pytest.raises(DataError, match="not trained on"):
         plain.predict_sets(parts[1])
     with pytest.raises(DataError, match="takes an annotator"):
         tf.annotate.conformalize(tf.integrate.Harmony(), parts[1], labels="cell_type")

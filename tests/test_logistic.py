@@ -22,7 +22,7 @@ from tenfold.annotators.one_vs_rest import Scaled, fit_one_vs_rest
 from tenfold.annotators.voting import HETEROGENEOUS, fine_clusters, majority
 from tenfold.data.inputs import Inputs
 from tenfold.data.preprocess import normalize_log1p
-from tenfold.errors import FileFormatError
+from tenfold.errors import DataError, FileFormatError
 
 
 def fit(adata: ad.AnnData, **params) -> Logistic:
@@ -179,6 +179,10 @@ def test_a_model_of_celltypist(types, protocol, tmp_path):
     np.testing.assert_array_equal(tf.load(tmp_path / "ours").predict(cells), model.predict(cells))
     model.write(cells)
     assert "logistic_label" in cells.obs
+    with pytest.raises(DataError, match="another tool trained"):
+        model.novelty(cells)
+    with pytest.raises(DataError, match="another tool trained"):
+        model.predict_sets(cells)
 
 
 class _Malicious:

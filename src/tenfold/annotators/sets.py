@@ -165,8 +165,9 @@ def prediction_sets(
         )
     if not len(calibration.codes):
         raise DataError(
-            "Nothing was held out when this annotator was fitted (calibration=0), so that its sets could promise "
-            "nothing. Fit it with calibration=0.2, or use tenfold.annotate.conformalize with labelled cells."
+            "This annotator knows of no cells that it was not trained on (calibration=0, markers, or a model that "
+            "another tool trained), so that its sets could promise nothing. Fit it on labelled cells with "
+            "calibration=0.2, or use tenfold.annotate.conformalize with labelled cells."
         )
     labels = asked.probabilities.columns
     found = thresholds_of(calibration, asked, alpha, method)

@@ -51,6 +51,7 @@ if TYPE_CHECKING:
         ontology_distance,
         ontology_f1,
         ontology_jaccard,
+        ontology_lin,
         ontology_relations,
     )
     from tenfold.metrics.batch_silhouettes import asw_batch, asw_batch_per_label, bras, bras_per_label
@@ -105,7 +106,8 @@ _HOMES = {
     "annotation_intervals": ("Interval", "bootstrap_interval", "paired_permutation"),
     "annotation_markers": ("marker_auroc",),
     "annotation_ontology": (
-        "ontology_credit", "ontology_distance", "ontology_f1", "ontology_jaccard", "ontology_relations",
+        "ontology_credit", "ontology_distance", "ontology_f1", "ontology_jaccard", "ontology_lin",
+        "ontology_relations",
     ),
     "batch_test": ("kbet", "kbet_per_label"),
     "clusters": (
@@ -142,7 +144,7 @@ __all__ = [  # noqa: RUF022  (by family)
     "accuracy", "rejected_share", "selective_accuracy", "macro_f1", "median_f1", "weighted_f1", "benchmark_f1",
     "balanced_accuracy", "cohen_kappa", "matthews", "label_scores",
     "aurc", "accuracy_auroc", "novel_auroc", "novel_aupr", "novel_fpr95", "ece", "brier", "nll", "reliability",
-    "ontology_credit", "ontology_jaccard", "ontology_distance", "ontology_f1", "ontology_relations",
+    "ontology_credit", "ontology_jaccard", "ontology_lin", "ontology_distance", "ontology_f1", "ontology_relations",
     "marker_auroc", "Interval", "bootstrap_interval", "paired_permutation",
     "Autocorrelation", "chaos", "contiguity", "domain_markers", "moran", "pas", "shared_domains",
     "neighbor_coherence", "in_cluster_coherence", "cross_boundary_direction", "velocity_agreement",

@@ -82,6 +82,47 @@ def ontology_jaccard(truth: np.ndarray, predicted: np.ndarray, parents: Parents)
     return float(_paired(truth, predicted, parents, overlap).mean())
 
 
+def ontology_lin(truth: np.ndarray, predicted: np.ndarray, parents: Parents) -> float:
+    """Mean similarity after Lin: what both labels share in information, over what they have.
+
+    2 IC(common) / (IC(true) + IC(predicted)), where common is the most informative term above both, and
+    IC = 1 - log(1 + terms below) / log(terms): 0 for the root, 1 for a term with nothing below it. From 0 to 1. High is
+    good. Unlike Jaccard's, it does not reward two labels for sharing terms that nearly all share.
+
+    Parameters
+    ----------
+    truth, predicted
+        Term of every cell, shape (n,).
+    parents
+        Direct parents of each term, of the whole ontology.
+
+    References
+    ----------
+    Lin (1998), ICML; Seco et al. (2004), ECAI, for the information of a term.
+    """
+    information = _information({*map(str, truth), *map(str, predicted)}, parents)
+
+    def alike(above: dict[str, int], other: dict[str, int], term: str, told: str) -> float:
+        if term == told:
+            return 1.0
+        shared = max((information[each] for each in above.keys() & other.keys()), default=0.0)
+        both = information[term] + information[told]
+        return 2 * shared / both if both > 0 else 0.0
+
+    return float(_paired(truth, predicted, parents, alike).mean())
+
+
+def _information(labels: set[str], parents: Parents) -> dict[str, float]:
+    """Return the information of every term, from how many terms are below it."""
+    terms = {*labels, *parents, *(above for each in parents.values() for above in each)}
+    below = dict.fromkeys(terms, 0)
+    for term in terms:
+        for above in _ancestors(term, parents):
+            below[above] += above != term
+    most = np.log(max(len(terms), 2))
+    return {term: float(1 - np.log(1 + count) / most) for term, count in below.items()}
+
+
 def ontology_distance(truth: np.ndarray, predicted: np.ndarray, parents: Parents) -> float:
     """Mean number of steps between true and predicted term, by way of a term above both. Low is good.
 
