@@ -14,7 +14,7 @@ from recording import record, write
 from tenfold.domains.sedr import SEDR
 from tenfold.domains.smooth_pca import SmoothPCA
 
-SLICES = ("starmap_mpfc BZ9", "starmap_mpfc BZ5", "dlpfc_151510")
+SLICES = ("starmap_mpfc BZ9", "starmap_mpfc BZ5")
 SEEDS = range(5)
 #: The error of masked cells ends at this share of its first value, at most.
 LEARNT = 0.3

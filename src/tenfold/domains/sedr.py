@@ -37,8 +37,10 @@ class SEDR(GraphMethod):
 
     **Use it** for contiguous domains, beside `SmoothPCA` and with several seeds.
 
-    **Do not use it** as the only method, nor to learn of single genes: it sees components of counts whose logarithm was
-    not taken, so that a few strong genes have a large say before they are standardised.
+    **Do not use it** as the only method. It does not beat `SmoothPCA`: in two annotated sections of mouse cortex,
+    clustered by ``"mclust"`` as the authors do, it was above PCA with Leiden but below `SmoothPCA`, also after the
+    majority vote of 50 neighbours (which raised it by 0.13 in adjusted Rand index) in one of them, and five seeds
+    differed by up to 0.18.
 
     **Cost**: linear in cells and edges × epochs; no matrix of cells × cells is made.
 
