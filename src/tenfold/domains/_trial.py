@@ -135,8 +135,8 @@ class Trial:
 
     @property
     def sparing(self) -> bool:
-        """Whether to refit less often: deep models, unless all controls were asked for."""
-        return self.make(0).info.family == "deep" and not self.thorough
+        """Whether to refit less often: what is trained or sampled in epochs, unless all controls were asked for."""
+        return "epochs" in self.make(0).parameters and not self.thorough
 
     def fit(self, tissue: Tissue, seed: int, n_domains: int | None) -> Method:
         """Fit on a tissue, told the number of domains where the method takes one."""
