@@ -33,12 +33,13 @@ def main() -> None:
 
     floor = fit("majority")
     dummy = DummyClassifier(strategy="prior").fit(x[train], y[train])
-    apart = float(np.abs(floor._score(x[test]) - dummy.predict_proba(x[test])).max())
+    order = np.array([list(dummy.classes_).index(name) for name in floor.labels_])
+    apart = float(np.abs(floor._score(x[test]) - dummy.predict_proba(x[test])[:, order]).max())
     accuracy = float((floor.predict(adata[test].copy()) == y[test]).mean())
     share = Counter(y[test])[Counter(y[train]).most_common(1)[0][0]] / len(test)
 
     trees = fit("boosted_trees", n_rounds=ROUNDS, n_top_genes=GENES)
-    codes = np.searchsorted(trees.labels_, y[train])
+    codes = np.array([list(trees.labels_).index(name) for name in y[train]])
     x = x[:, adata.var_names.get_indexer(trees.genes_)]
     forest = HistGradientBoostingClassifier(
         max_iter=ROUNDS, learning_rate=trees.learning_rate, max_leaf_nodes=trees.n_leaves,
