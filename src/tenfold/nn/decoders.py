@@ -10,6 +10,7 @@ from torch import Tensor, nn
 from tenfold.kernels.rows import SparseRows
 from tenfold.nn.likelihoods import Likelihood, Link, count_mean, count_nll, sample_counts
 from tenfold.nn.mlp import MLP, NOTHING, Covariates, Widths
+from tenfold.nn.normed import hidden_units
 
 Dispersion = Literal["gene", "gene-batch", "gene-label", "gene-cell"]
 
@@ -98,7 +99,7 @@ class CountDecoder(nn.Module):
         level
             Level of the dispersion's group, shape (n_cells,), int64.
         """
-        return self.nll_of_hidden(counts, self.hidden(z, covariates), log_size, level)[0]
+        return self.nll_of_hidden(counts, hidden_units(self.hidden, z, covariates), log_size, level)[0]
 
     def nll_of_hidden(
         self, counts: SparseRows, h: Tensor, log_size: Tensor, level: Tensor | None = None

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from math import log
 from typing import Any
 
 import torch
@@ -10,8 +11,9 @@ from torch.nn import functional as F
 
 from tenfold.nn.autoencoder import Batch, ConditionalVAE, Posterior
 from tenfold.nn.encoders import GaussianEncoder
+from tenfold.nn.label_prior import is_written_out, label_densities
 from tenfold.nn.mlp import MLP, NOTHING, Covariates
-from tenfold.nn.normed import is_one_pass, normed_units
+from tenfold.nn.normed import hidden_units
 from tenfold.nn.priors import Gaussian
 
 
@@ -72,11 +74,10 @@ class LabelledVAE(ConditionalVAE):
 
     def encode(self, batch: Batch) -> Posterior:
         """Return the approximate posterior of each cell."""
-        if self.library is not None or not is_one_pass(self.encoder.hidden):
+        if self.library is not None:
             return super().encode(batch)
-        layer: Any = self.encoder.hidden.layers[0]
-        a = layer.linear(self.encoder_input(batch), self.encoder_covariates(batch))
-        return Posterior(self.encoder.of_hidden(normed_units(a, layer)), None)
+        h = hidden_units(self.encoder.hidden, self.encoder_input(batch), self.encoder_covariates(batch))
+        return Posterior(self.encoder.of_hidden(h), None)
 
     def of_prior(self, z: Tensor) -> tuple[Tensor, Tensor]:
         """Bound the log prior density of each cell's z₁ from below, with every label weighed by its probability.
@@ -86,36 +87,41 @@ class LabelledVAE(ConditionalVAE):
         Σ π log p(z₁ | z₂, y) at a draw of z₂ for every label y, and Σ π KL(q(z₂ | z₁, y) ‖ N(0, I)) + KL(π ‖ uniform):
         their difference is the bound. Both of shape (n_cells,), in nats.
         """
-        n_cells, log_share = len(z), self._logits(z).log_softmax(dim=1)
+        log_share = self._logits(z).log_softmax(dim=1)
         share = log_share.exp()
+        if is_written_out(self.label_encoder, self.label_decoder, z):
+            density, kl = (part.t() for part in label_densities(self.label_encoder, self.label_decoder, z))
+        else:
+            density, kl = self._densities(z)
+        kl_of_label = (share * (log_share + log(self.n_labels))).sum(dim=1)
+        return (share * density).sum(dim=1), (share * kl).sum(dim=1) + kl_of_label
+
+    def _densities(self, z: Tensor) -> tuple[Tensor, Tensor]:
+        """Return log p(z₁ | z₂, y) and KL(q(z₂ | z₁, y) ‖ N(0, I)) for every label, both (n_cells, n_labels)."""
+        n_cells = len(z)
         # All labels of all cells at once, label by label.
         each = z.repeat(self.n_labels, 1)
         below = _in_float32(self._of_labels(self.label_encoder, z[None], n_cells))
         above = self._of_labels(self.label_decoder, below.sample().view(self.n_labels, n_cells, -1), n_cells)
         density = _in_float32(above).log_density(each)
-        density, kl = (part.view(self.n_labels, n_cells).t() for part in (density, below.kl_from_standard()))
-        kl_of_label = (share * (log_share + torch.tensor(self.n_labels, device=z.device).log())).sum(dim=1)
-        return (share * density).sum(dim=1), (share * kl).sum(dim=1) + kl_of_label
+        return (
+            density.view(self.n_labels, n_cells).t(),
+            below.kl_from_standard().view(self.n_labels, n_cells).t(),
+        )
 
     def _of_labels(self, network: GaussianEncoder, x: Tensor, n_cells: int) -> Gaussian:
         """Return what a network that is told the label says for every label, (n_labels · n_cells, n_latent).
 
         `x` has shape (n_labels or 1, n_cells, n_latent).
         """
-        block = network.hidden
-        if is_one_pass(block):
-            layer: Any = block.layers[0]
-            a = x @ layer.weight + layer.tables[0][:, None]
-            return network.of_hidden(normed_units(a.flatten(0, 1), layer))
         told = torch.arange(self.n_labels, device=x.device).repeat_interleave(n_cells)[:, None]
         return network(x.expand(self.n_labels, -1, -1).flatten(0, 1), Covariates(told))
 
     def _logits(self, z: Tensor) -> Tensor:
         """Return the classifier's logits, (n_cells, n_labels), float32."""
         first: Any = self.classifier[0]
-        if isinstance(first, MLP) and is_one_pass(first):
-            layer: Any = first.layers[0]
-            return self.classifier[1](normed_units(z @ layer.weight, layer))
+        if isinstance(first, MLP):
+            return self.classifier[1](hidden_units(first, z)).float()
         return self.classifier(z).float()
 
     def cell_terms(self, batch: Batch, posterior: Posterior) -> dict[str, Tensor]:

@@ -42,26 +42,43 @@ def hidden_units(block: MLP, x: Any, covariates: Covariates = NOTHING) -> Tensor
     return normed_units(layer.linear(x, covariates), layer)
 
 
+#: What the way back needs of the way forth: the normalised input and one over its standard deviation.
+Way = tuple[np.ndarray, np.ndarray]
+
+
+def forth(a: Tensor, gamma: Tensor, beta: Tensor, layer: Any) -> tuple[Tensor, Way]:
+    """Return the units of a layer given its linear map, contiguous, and what `back` needs; without autograd."""
+    norm, dropout = layer.batch_norm, layer.dropout
+    h, standard, inverse = torch.empty_like(a), np.empty(a.shape, np.float32), np.empty(a.shape[1], np.float32)
+    words = random_words(*a.shape) if dropout else _NO_WORDS
+    affine = gamma.detach().numpy(), beta.detach().numpy()
+    running = norm.running_mean.numpy(), norm.running_var.numpy()
+    normed_forward(
+        a.detach().numpy(), *affine, words, dropout, norm.eps, norm.momentum, *running, standard, inverse, h.numpy()
+    )
+    norm.num_batches_tracked.add_(1)
+    return h, (standard, inverse)
+
+
+def back(upstream: Tensor, h: Tensor, way: Way, gamma: Tensor, layer: Any) -> tuple[Tensor, Tensor, Tensor]:
+    """Return the gradients of the linear map and of the two parameters of batch norm."""
+    grads = torch.empty_like(h), torch.empty_like(gamma), torch.empty_like(gamma)
+    grad_a, grad_gamma, grad_beta = (grad.numpy() for grad in grads)
+    kept = upstream.contiguous().numpy(), h.numpy(), *way, gamma.detach().numpy()
+    normed_backward(*kept, 1 / (1 - layer.dropout), grad_gamma, grad_beta, grad_a)
+    return grads
+
+
 class _NormedUnits(torch.autograd.Function):
     @staticmethod
     def forward(ctx, a, gamma, beta, layer):
-        norm, dropout = layer.batch_norm, layer.dropout
-        h, standard, inverse = torch.empty_like(a), np.empty(a.shape, np.float32), np.empty(a.shape[1], np.float32)
-        words = random_words(*a.shape) if dropout else _NO_WORDS
-        affine, running = (gamma.numpy(), beta.numpy()), (norm.running_mean.numpy(), norm.running_var.numpy())
-        kept = standard, inverse
-        normed_forward(a.numpy(), *affine, words, dropout, norm.eps, norm.momentum, *running, *kept, h.numpy())
-        norm.num_batches_tracked.add_(1)
+        h, ctx.way = forth(a, gamma, beta, layer)
         ctx.save_for_backward(h, gamma)
-        ctx.way, ctx.scale = kept, 1 / (1 - dropout)
+        ctx.layer = layer
         return h
 
     @staticmethod
     @torch.autograd.function.once_differentiable
     def backward(ctx, upstream):
         h, gamma = ctx.saved_tensors
-        grads = torch.empty_like(h), torch.empty_like(gamma), torch.empty_like(gamma)
-        grad_a, grad_gamma, grad_beta = (grad.numpy() for grad in grads)
-        upstream = upstream.contiguous().numpy()
-        normed_backward(upstream, h.numpy(), *ctx.way, gamma.numpy(), ctx.scale, grad_gamma, grad_beta, grad_a)
-        return *grads, None
+        return *back(upstream, h, ctx.way, gamma, ctx.layer), None

@@ -9,6 +9,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from tenfold.kernels.rows import SparseRows
 from tenfold.nn.autoencoder import Batch, ConditionalVAE
 from tenfold.nn.decoders import CountDecoder
 from tenfold.nn.discrepancy import hsic
@@ -154,6 +155,13 @@ class ProgramDecoder(CountDecoder):
         """Return the linear map, what the link is applied to, shape (n_cells, n_genes)."""
         logits, told = z @ self.weight, self.linear.of_covariates(covariates)
         return logits if told is None else logits + told
+
+    def nll(
+        self, counts: SparseRows, z: Tensor, log_size: Tensor, covariates: Covariates = NOTHING,
+        level: Tensor | None = None,
+    ) -> Tensor:  # fmt: skip
+        """Return the negative log-likelihood of each cell's counts; see `CountDecoder.nll`."""
+        return self.nll_of_hidden(counts, self.hidden(z, covariates), log_size, level)[0]
 
     def shrink(self, rate: float) -> None:
         """Apply the penalties to the weights that are being trained, at a learning rate."""
