@@ -2,10 +2,10 @@
 
 Both train on the same cells with the same settings (NB, their own defaults) on one thread, and are judged on the same
 held-out cells: mean NB negative log-likelihood per cell with z at its mean. Two questions are asked: what equal epochs
-cost (in float32, and in bf16-mixed precision), and after how many CPU seconds of a training with the defaults tenfold
-comes to the best held-out likelihood that scvi-tools comes to ("race"). The clock of a race stands still while the
-likelihood is evaluated. Run ``python benchmarks/scvi.py [dataset ...]`` with TENFOLD_REFERENCE_PYTHON set; results of
-other data sets are kept.
+cost (in float32, and in bf16-mixed precision), and after how many CPU seconds of a training with the defaults both come
+to a held-out likelihood ("race"): the best that scvi-tools comes to with every one of some seeds, so that the luck of
+one seed does not decide. The clock of a race stands still while the likelihood is evaluated. Run
+``python benchmarks/scvi.py [dataset ...]`` with TENFOLD_REFERENCE_PYTHON set; results of other data sets are kept.
 """
 
 from __future__ import annotations
@@ -25,8 +25,8 @@ from recording import DATA, record, run_apart, sha256, version  # noqa: E402
 
 #: Data set, seeds and epochs; both sides raise the KL weight over 400 epochs.
 SETTINGS = {"pbmc": (2, 400), "pbmc_3chem": (2, 400), "simulated": (2, 10)}
-#: Data set and epochs between two looks at the likelihood, for races of 400 epochs.
-RACES = {"pbmc race": 5, "pbmc_3chem race": 5, "simulated race": 5}
+#: Seeds, and epochs between two looks at the likelihood, for races of 400 epochs; all seeds hold out the same cells.
+RACES = {"pbmc race": (3, 5), "pbmc_3chem race": (1, 5), "simulated race": (1, 5)}
 TOLERANCE = 0.005
 #: Bars: times less CPU time in float32 and in bf16-mixed precision, and to the same likelihood.
 FASTER = {"32-true": 7, "bf16-mixed": 10}
@@ -211,29 +211,38 @@ def compare(name: str) -> list[dict[str, Any]]:
 
 
 def race(name: str) -> list[dict[str, Any]]:
-    """Train both with their defaults; compare the time to the best held-out likelihood of scvi-tools."""
+    """Train both with their defaults, seed by seed; compare the times to a likelihood that scvi-tools reaches."""
     adata, digest = load(name)
-    given = {**split(adata, 0), "seed": 0, "every": RACES[name]}
-    theirs = run_apart(THEIR_RACE, given, THEIRS_SETUP)
-    ours = run_apart(OUR_RACE, given, OURS_SETUP, python=sys.executable)
-    goal = theirs["nll"].min()
-    reference_seconds = float(theirs["seconds"][theirs["nll"].argmin()])
-    reached = ours["nll"] <= goal
-    seconds = float(ours["seconds"][reached.argmax() if reached.any() else -1])
-    how = f"comes to it after {seconds:.1f}" if reached.any() else f"does not come to it in {seconds:.1f}"
-    print(f"{name}: scvi-tools comes to {goal:.3f} after {reference_seconds:.1f} CPU s, tenfold {how}; the best of "
-          f"tenfold is {ours['nll'].min():.3f}", flush=True)  # fmt: skip
-    ended = "reached" if reached.any() else "not reached"
-    claim = f"defaults of both, {ended}, looked at every {RACES[name]} epochs, one thread"
+    n_seeds, every = RACES[name]
+    theirs, ours = [], []
+    for seed in range(n_seeds):
+        given = {**split(adata, 0), "seed": seed, "every": every}
+        theirs.append(run_apart(THEIR_RACE, given, THEIRS_SETUP))
+        ours.append(run_apart(OUR_RACE, given, OURS_SETUP, python=sys.executable))
+        for who, found in (("scvi-tools", theirs[-1]), ("tenfold", ours[-1])):
+            print(f"{name} seed {seed} {who:10s} {found['seconds'][-1]:8.1f} CPU s  best NLL {found['nll'].min():.3f}",
+                  flush=True)  # fmt: skip
+    goal = max(run["nll"].min() for run in theirs)
+    (reference_seconds, _), (seconds, n_reached) = (_time_to(goal, runs) for runs in (theirs, ours))
+    best, reference_best = (float(np.mean([run["nll"].min() for run in runs])) for runs in (ours, theirs))
+    claim = (
+        f"defaults of both, {n_reached} of {n_seeds} seeds reach {goal:.2f}, looked at every {every} epochs, one thread"
+    )
     shared = {"claim": claim, "dataset": name, "digest": digest, "reference": version("scvi-tools")}
-    best = float(ours["nll"].min())
     return [
-        record("scvi", "parity", metric="best held-out NLL per cell, nats", value=best, reference_value=float(goal),
-               tolerance=TOLERANCE, passed=best <= (1 + TOLERANCE) * goal, **shared),
+        record("scvi", "parity", metric="best held-out NLL per cell, nats", value=best, reference_value=reference_best,
+               tolerance=TOLERANCE, passed=best <= (1 + TOLERANCE) * reference_best, **shared),
         record("scvi", "benchmark", metric="CPU seconds to the best held-out NLL of scvi-tools", value=seconds,
                reference_value=reference_seconds, tolerance=f"{SOONER} times less",
-               passed=bool(reached.any() and SOONER * seconds <= reference_seconds), **shared),
+               passed=bool(2 * n_reached > n_seeds and SOONER * seconds <= reference_seconds), **shared),
     ]  # fmt: skip
+
+
+def _time_to(goal: float, runs: list[dict[str, Any]]) -> tuple[float, int]:
+    """Return the median time in which runs come to a likelihood (or end), and how many come to it."""
+    reached = [run["nll"] <= goal for run in runs]
+    times = [run["seconds"][there.argmax() if there.any() else -1] for run, there in zip(runs, reached, strict=True)]
+    return float(np.median(times)), sum(bool(there.any()) for there in reached)
 
 
 def main() -> None:

@@ -7,6 +7,7 @@ bfloat16. Only what covariates add to a layer is left to autograd.
 
 from __future__ import annotations
 
+from contextlib import nullcontext
 from functools import cache
 from typing import TYPE_CHECKING, Any
 from weakref import WeakKeyDictionary
@@ -166,8 +167,10 @@ class _PlainLoss(torch.autograd.Function):
         ctx: Any, net: ConditionalVAE, parts: _Parts, batch: Batch, kl_weight: float, trigger: Tensor | None,
         told: Tensor | None, told_2: Tensor | None,
     ) -> tuple[Tensor, Tensor, Tensor]:  # fmt: skip
-        large = torch.bfloat16 if torch.is_autocast_enabled("cpu") else torch.float32
-        with torch.autocast("cpu", enabled=False):  # which products are in bfloat16 is said here, one by one
+        half = torch.is_autocast_enabled("cpu")
+        large = torch.bfloat16 if half else torch.float32
+        # Which products are in bfloat16 is said here, one by one.
+        with torch.autocast("cpu", enabled=False) if half else nullcontext():
             nll, kl, ctx.of_told, ctx.grads = _terms_and_gradients(net, parts, batch, kl_weight, large, told, told_2)
         ctx.weights = parts.weights
         terms = torch.from_numpy(np.array([nll + kl_weight * kl, nll, kl], np.float32)).unbind()
