@@ -215,3 +215,26 @@ def test_connectivities_equal_umap() -> None:
         empty, 15, None, None, knn_indices=near.indices, knn_dists=near.distances
     )[0].tocsr()  # fmt: skip
     assert abs(fuzzy_graph(*near) - expected).max() < 1e-4
+
+
+def test_errors_over_cells():
+    from tenfold.metrics.agreement import errors_over_cells
+
+    rng = np.random.default_rng(0)
+    labels = rng.integers(0, 4, 4000)
+    assert errors_over_cells(labels, labels) == (0, 0)
+    noisy = np.where(rng.random(4000) < 0.3, rng.integers(0, 4, 4000), labels)
+    few, many = errors_over_cells(noisy[:1000], labels[:1000]), errors_over_cells(noisy, labels)
+    samples = [rng.choice(4000, 4000) for _ in range(100)]
+    expected = [np.std([score(noisy[s], labels[s]) for s in samples]) for score in (metrics.nmi, metrics.ari)]
+    np.testing.assert_allclose(many, expected, rtol=0.3)
+    assert all(1.4 < a / b < 2.8 for a, b in zip(few, many, strict=True))  # a fourth of the cells: twice the error
+
+
+def test_the_suite_says_how_sure_it_is_of_single_runs():
+    cells, labels, batch = cells_of()
+    cells = cells + 3 * np.random.default_rng(0).normal(size=cells.shape).astype(np.float32)
+    found = {score.metric: score for score in metrics.integration_metrics(embedding=cells, labels=labels, batch=batch)}
+    for name in ("nmi_leiden", "ari_leiden", "nmi_kmeans", "ari_kmeans", "cilisi"):
+        assert 0 < found[name].error < 0.2
+    assert found["ilisi"].error is None

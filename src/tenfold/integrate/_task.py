@@ -121,6 +121,8 @@ class Integration(ComparedTask):
         scores = []
         for score in found:
             scores.append(Score(score.group, score.metric, score.value))
+            if score.error is not None:
+                scores.append(Score("spread:cells", score.metric, score.error))
             if labels is not None:
                 scores += [
                     Score(f"label:{labels.names[int(code)]}", score.metric, value)

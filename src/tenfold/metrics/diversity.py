@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any, NamedTuple
+
 import numpy as np
 
 from tenfold.errors import DataError, ParameterError
@@ -139,32 +141,40 @@ def cilisi(cells: Cells, labels: np.ndarray, batch: np.ndarray, seed: int = 0) -
     ----------
     Andreatta et al., Nature Communications 2024, doi:10.1038/s41467-024-45240-z.
     """
-    return pooled(label_mixing(label_cells(cells, labels, batch, WITHIN_LABELS, seed)))
+    return pooled(label_mixing(label_cells(cells, labels, batch, WITHIN_LABELS, seed)))[0]
 
 
 def cilisi_per_label(cells: Cells, labels: np.ndarray, batch: np.ndarray, seed: int = 0) -> dict:
     """`cilisi` of each label that can be scored. Returns a value by label."""
     found = label_mixing(label_cells(cells, labels, batch, WITHIN_LABELS, seed))
-    return {level: value for level, (value, _) in found.items()}
+    return {level: mixing.value for level, mixing in found.items()}
 
 
-def label_mixing(inside: list[LabelCells]) -> dict:
-    """Return mean rescaled LISI of batch and number of cells, by label."""
+class LabelMixing(NamedTuple):
+    """Mean rescaled LISI of batch in a label, the cells that it is a mean of, and its standard error over them."""
+
+    value: float
+    n_cells: int
+    error: float
+
+
+def label_mixing(inside: list[LabelCells]) -> dict[Any, LabelMixing]:
+    """Return how batches are mixed, by label."""
     found = {}
     for part in inside:
         near = part.near.first(WITHIN_LABELS)
         values = lisi(near, part.batch.codes)
-        if np.isfinite(values).any():
-            found[part.level] = (
-                float((np.nanmean(values) - 1) / (len(part.batch.levels) - 1)), int(np.isfinite(values).sum())
-            )  # fmt: skip
+        values = (values[np.isfinite(values)] - 1) / (len(part.batch.levels) - 1)
+        if len(values):
+            error = float(values.std(ddof=1) / np.sqrt(len(values))) if len(values) > 1 else 0.0
+            found[part.level] = LabelMixing(float(values.mean()), len(values), error)
     return found
 
 
-def pooled(by_level: dict) -> float:
-    """Return the mean of values by label, weighted by cells."""
-    values, cells = zip(*by_level.values(), strict=True)
-    return float(np.average(values, weights=cells))
+def pooled(by_level: dict[Any, LabelMixing]) -> tuple[float, float]:
+    """Return the mean of values by label, weighted by cells, and its standard error over cells."""
+    values, cells, errors = (np.array(column) for column in zip(*by_level.values(), strict=True))
+    return float(np.average(values, weights=cells)), float(np.linalg.norm(cells * errors) / cells.sum())
 
 
 def mixed(values: np.ndarray, n_groups: int) -> float:

@@ -27,6 +27,7 @@ class _Value(NamedTuple):
     value: float
     per_label: dict[Any, float] = {}
     per_batch: dict[Any, float] = {}
+    error: float | None = None
 
 
 _Found = dict[str, _Value]
@@ -44,6 +45,9 @@ class MetricScore:
         Unscaled value.
     per_label, per_batch
         Value by label and by batch, as these were given; empty where the metric has none.
+    error
+        Standard error over cells, where it is known: of NMI and ARI with the clustering kept, of CiLISI as if
+        cells were independent.
     """
 
     group: str
@@ -51,6 +55,7 @@ class MetricScore:
     value: float
     per_label: dict[Any, float] = field(default_factory=dict)
     per_batch: dict[Any, float] = field(default_factory=dict)
+    error: float | None = None
 
 
 def integration_metrics(
@@ -222,7 +227,8 @@ def _inside_labels(result: np.ndarray | sparse.spmatrix, labels: np.ndarray, bat
     found: _Found = {"kbet": _mean(label_acceptance(inside))}
     mixing = label_mixing(inside)
     if mixing:
-        found["cilisi"] = _Value(pooled(mixing), {level: value for level, (value, _) in mixing.items()})
+        value, error = pooled(mixing)
+        found["cilisi"] = _Value(value, {level: part.value for level, part in mixing.items()}, error=error)
     return found
 
 
@@ -234,22 +240,32 @@ def _connectivity(graph: Neighbors | sparse.spmatrix, labels: np.ndarray) -> _Fo
 
 def _clusters(graph: Neighbors | sparse.spmatrix, labels: np.ndarray, batch: np.ndarray, seed: int) -> _Found:
     from tenfold.kernels.fuzzy import fuzzy_graph
-    from tenfold.metrics.clusters import isolated_labels_f1, leiden_clusterings, nmi_ari_leiden
+    from tenfold.metrics.agreement import nmi
+    from tenfold.metrics.clusters import isolated_labels_f1, leiden_clusterings
 
     if _n_groups(labels) < 2:
         return {}
     connectivities = fuzzy_graph(*graph) if isinstance(graph, Neighbors) else graph
     clusterings = leiden_clusterings(connectivities, seed=seed)
-    agreement = nmi_ari_leiden(clusterings, labels)
-    found: _Found = {"nmi_leiden": _Value(agreement.nmi), "ari_leiden": _Value(agreement.ari)}
+    found = _agreement("leiden", max(clusterings, key=lambda clusters: nmi(clusters, labels)), labels)
     rare = isolated_labels_f1(clusterings, labels, batch)
     return found | {"isolated_f1": _mean(rare)} if rare else found
+
+
+def _agreement(name: str, clusters: np.ndarray, labels: np.ndarray) -> _Found:
+    from tenfold.metrics.agreement import ari, errors_over_cells, nmi
+
+    values, errors = (nmi(clusters, labels), ari(clusters, labels)), errors_over_cells(clusters, labels)
+    return {
+        f"{metric}_{name}": _Value(value, error=error)
+        for metric, value, error in zip(("nmi", "ari"), values, errors, strict=True)
+    }
 
 
 def _geometry(embedding: np.ndarray, labels: np.ndarray, batch: np.ndarray, seed: int) -> _Found:
     """Scores that need coordinates: BRAS, k-means and the silhouettes of the literature."""
     from tenfold.metrics.batch_silhouettes import asw_batch_per_label, bras_per_label
-    from tenfold.metrics.clusters import nmi_ari_kmeans
+    from tenfold.metrics.clusters import kmeans_clusters
     from tenfold.metrics.silhouettes import isolated, label_widths
 
     sample = None if len(embedding) <= SILHOUETTE_ALL else SILHOUETTE_SAMPLE
@@ -261,8 +277,7 @@ def _geometry(embedding: np.ndarray, labels: np.ndarray, batch: np.ndarray, seed
         pass
     if _n_groups(labels) < 2:
         return found
-    agreement = nmi_ari_kmeans(embedding, labels, seed)
-    found |= {"nmi_kmeans": _Value(agreement.nmi), "ari_kmeans": _Value(agreement.ari)}
+    found |= _agreement("kmeans", kmeans_clusters(embedding, _n_groups(labels), seed), labels)
     widths = label_widths(embedding, labels, sample, seed)
     scaled = dict(zip(widths.levels, ((widths.means + 1) / 2).tolist(), strict=True))
     found["asw_label"] = _Value(float(np.average(list(scaled.values()), weights=widths.sizes)), scaled)
