@@ -34,8 +34,9 @@ class SAUCIE(ExpressionMethod):
 
     **Do not use it** for neighbours or clusters: two dimensions have no room for more than a few types, and in the
     benchmark of Luecken et al. (2022) it was among the weakest. The penalty compares whole batches, so types whose
-    proportions differ are moved onto each other; gene means and scales of a batch are not held by the loss. How it
-    fares here: ``evidence/saucie_acceptance.py``.
+    proportions differ are moved onto each other; gene means and scales of a batch are not held by the loss. On blood
+    cells of three chemistries its two dimensions kept 76 % of neighbours in their type (principal components without
+    correction 86 %), twenty kept 84 % (``evidence/saucie_acceptance.py``).
 
     **Cost**: linear in cells × genes × epochs × batches; at most 1,000 minibatches a network by default.
 
