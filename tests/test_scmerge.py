@@ -229,3 +229,33 @@ def test_new_cells_are_corrected_by_the_fitted_effects(cls):
     assert mixed[0] > mixed[1] + 0.05
     with pytest.raises(KeyMissingError, match="genes needed are not in the data"):
         method.embed(new[:, :50].copy())
+
+
+@pytest.mark.parametrize("by_depth", [False, True])
+def test_thinned_bulks_have_the_depth_of_a_cell(by_depth):
+    rng = np.random.default_rng(0)
+    rates = np.concatenate([rng.uniform(1, 5, (1, 80)).repeat(300, axis=0), rng.uniform(1, 5, (1, 80)).repeat(20, 0)])
+    rates *= rng.uniform(0.5, 2, (320, 1))
+    counts, cluster = sparse.csr_matrix(rng.poisson(rates).astype(np.float32)), np.repeat([0, 1], [300, 20])
+    bulks = rep.thinned_bulks(counts, cluster, 30, by_depth, np.random.default_rng(1))
+    assert np.bincount(bulks.cluster).tolist() == [30, 20]  # a small cluster gives its cells
+    np.testing.assert_allclose(np.linalg.norm(bulks.profiles, axis=1), 1, rtol=1e-5)
+    cells = np.log1p(counts[:300].toarray())
+    expected = cells.mean(axis=0) / np.linalg.norm(cells.mean(axis=0))
+    alike = bulks.profiles[:30] @ expected
+    assert 0.9 < alike.mean() < 0.995  # as noisy as cells, not as their averages
+
+
+def test_thinned_bulks_correct_too():
+    adata = tf.data.simulate(900, 200, n_types=3, n_batches=2, batch_strength=0.4, type_strength=1.5, seed=0)
+    batch = adata.obs["batch"].cat.codes.to_numpy()
+    left = {}
+    for kind in ("average", "divide", "pool_divide"):
+        method = ScMerge(n_factors=5, pseudo_bulk=kind, n_components=10).fit(adata, batch="batch", progress=False)
+        assert not hasattr(method, "_counts")
+        values = method.correct()
+        left[kind] = np.linalg.norm(values[batch == 0].mean(axis=0) - values[batch == 1].mean(axis=0))
+    before = method.expression_.toarray()
+    gap = np.linalg.norm(before[batch == 0].mean(axis=0) - before[batch == 1].mean(axis=0))
+    assert all(value < 0.5 * gap for value in left.values())
+    assert left["divide"] != left["average"]

@@ -91,6 +91,44 @@ def pseudo_bulks(
     return PseudoBulks((member @ matrix).toarray().astype(np.float32, copy=False), keys // n_folds)
 
 
+def thinned_bulks(
+    counts: sparse.csr_matrix, cluster: np.ndarray, n_folds: int, by_depth: bool, rng: np.random.Generator
+) -> PseudoBulks:
+    """Pool the counts of each fold of a cluster, thin them to the depth of one cell, and normalise them like cells.
+
+    Values are log(1 + counts at the mean depth of the cluster's pools), cosine-normalised. A cluster of at most as many
+    cells as folds gives its cells.
+
+    Parameters
+    ----------
+    counts
+        Cells × genes, CSR, whole numbers.
+    cluster
+        Codes, (n_cells,). A cluster lies in one batch.
+    n_folds
+        At most so many rows a cluster.
+    by_depth
+        Folds are of cells of like depth, in order, rather than of random ones.
+    rng
+        Draws the folds, and the counts that stay.
+    """
+    fold, depth = np.empty(len(cluster), dtype=np.int64), np.asarray(counts.sum(axis=1)).ravel()
+    for c in np.unique(cluster):
+        cells = np.flatnonzero(cluster == c)
+        order = np.argsort(np.argsort(depth[cells], kind="stable")) if by_depth else rng.permutation(len(cells))
+        fold[cells] = order * min(n_folds, len(cells)) // len(cells)
+    keys, row, sizes = np.unique(cluster * n_folds + fold, return_inverse=True, return_counts=True)
+    member = sparse.csr_matrix((np.ones(len(row)), (row, np.arange(len(row)))), shape=(len(keys), len(row)))
+    pools = (member @ counts.astype(np.float64)).tocsr()
+    pools.data = rng.binomial(np.rint(pools.data).astype(np.int64), np.repeat(1 / sizes, np.diff(pools.indptr)))
+    profiles, own = pools.toarray().astype(np.float64), keys // n_folds
+    totals = profiles.sum(axis=1)
+    mean = np.bincount(own, totals) / np.maximum(np.bincount(own), 1)
+    profiles = np.log1p(profiles * (mean[own] / np.maximum(totals, 1))[:, None])
+    profiles /= np.maximum(np.linalg.norm(profiles, axis=1, keepdims=True), 1e-30)
+    return PseudoBulks(profiles.astype(np.float32), own)
+
+
 def cluster_averages(bulks: PseudoBulks) -> tuple[np.ndarray, np.ndarray, float]:
     """Average the pseudo-bulks of each cluster.
 

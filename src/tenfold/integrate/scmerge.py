@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import warnings
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Literal
 
 import numpy as np
 
@@ -58,6 +58,10 @@ class ScMerge(FactorRemoval):
         Number of factors to remove; ``None`` lets permutations decide, 20 is the published method's, 0 removes nothing.
     n_permutations
         Shuffles that decide; more are stricter. Unused where `n_factors` is given.
+    pseudo_bulk
+        ``"average"``: means of the normalised cells of random thirtieths of each batch. ``"divide"``: counts of random
+        thirtieths of each cluster, pooled and thinned to the depth of one cell. ``"pool_divide"``: the same of cells of
+        like depth. Thinned pools are as sparse as cells, so factors are noisier.
     control_genes
         Names of genes that should not vary between replicates, by which a cell's factors are measured; ``None`` for
         all.
@@ -139,6 +143,7 @@ class ScMerge(FactorRemoval):
 
     n_factors: int | None = param(None, low=0)
     n_permutations: int = param(5, low=1)
+    pseudo_bulk: Literal["average", "divide", "pool_divide"] = "average"
     control_genes: list[str] | None = None
     n_neighbors: int = param(10, low=2)
     resolution: float = param(1.0, low=0.01)
@@ -153,7 +158,7 @@ class ScMerge(FactorRemoval):
         genes = data.variable_genes(self.n_top_genes)
         lognorm = data.lognorm[:, genes]
         shared.check_genes_vary(lognorm, "scMerge2")
-        self.expression_ = self._scaled(data.lognorm)
+        self.expression_, self._counts = self._scaled(data.lognorm), data.counts
         rng = np.random.default_rng(self.seed)
         types = None if data.labels is None else data.labels.values
         condition = _crossed(data.categorical("categorical_covariates"), data.n_cells)
@@ -162,6 +167,7 @@ class ScMerge(FactorRemoval):
             effects = self._chosen(bulks, groups, data.batch, types, condition, lognorm, genes, rng)
         else:
             effects = self._given(bulks, groups, self.n_factors)
+        del self._counts
         self._remove(effects, control_weights(effects, self.controls_), genes, data.batch)
 
     def _replicates(
@@ -202,7 +208,10 @@ class ScMerge(FactorRemoval):
         rng: np.random.Generator,
     ) -> tuple[rep.PseudoBulks, list[rep.Match], np.ndarray, np.ndarray]:  # fmt: skip
         """Return pseudo-bulks, matches, the group of each cluster, and its batch."""
-        bulks = rep.pseudo_bulks(self.expression_, _numbered(batch, condition), clusters, _FOLDS, rng)
+        if self.pseudo_bulk == "average":
+            bulks = rep.pseudo_bulks(self.expression_, _numbered(batch, condition), clusters, _FOLDS, rng)
+        else:
+            bulks = rep.thinned_bulks(self._counts, clusters, _FOLDS, self.pseudo_bulk == "pool_divide", rng)
         batch_of, condition_of = np.empty((2, int(clusters.max()) + 1), dtype=np.int64)
         batch_of[clusters], condition_of[clusters] = batch, condition
         matches = rep.mutual_clusters(bulks, batch_of, genes, condition_of)
