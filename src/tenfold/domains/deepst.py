@@ -89,9 +89,10 @@ class DeepST(GraphMethod):
 
     Notes
     -----
-    The original looks at pictures by a network trained on photographs, with random changes of colour also when domains
-    are found; here features are the same every time. A number of domains that is not given is chosen as for other
-    methods with this head, not by the Calinski-Harabasz index.
+    Inner products of codes are the logits of two cells being neighbours; the original squashes them first, so that this
+    term hardly counts, there even less than here. The original looks at pictures by a network trained on photographs,
+    with random changes of colour also when domains are found; here features are the same every time. A number of
+    domains that is not given is chosen as for other methods with this head, not by the Calinski-Harabasz index.
 
     Examples
     --------
