@@ -37,7 +37,8 @@ class Adam(torch.optim.Adam):
 
     def step(self, closure: Any = None) -> Any:
         """Take a step; see `torch.optim.Adam.step`."""
-        if closure is not None or not all(self._is_simple(*each) for each in enumerate(self.param_groups)):
+        grads = [[parameter.grad for parameter in group["params"]] for group in self.param_groups]
+        if closure is not None or not all(map(self._is_simple, range(len(grads)), self.param_groups, grads)):
             self._forget()
             return super().step(closure)
         for number, group in enumerate(self.param_groups):
@@ -46,7 +47,7 @@ class Adam(torch.optim.Adam):
                 self._enter(number, parameters)
             table = self._tables[number]
             table[:, 0] = [parameter.data_ptr() for parameter in parameters]
-            table[:, 1] = [parameter.grad.data_ptr() for parameter in parameters]
+            table[:, 1] = [grad.data_ptr() for grad in grads[number]]
             self._taken[number] = t = self._taken[number] + 1
             beta, beta_2 = group["betas"]
             settings = (group["lr"] / (1 - beta**t), beta, beta_2, (1 - beta_2**t) ** 0.5, group["eps"])
@@ -56,7 +57,7 @@ class Adam(torch.optim.Adam):
     # Else PyTorch wraps it for its profiler and hooks, at half of the time that the small networks here need for it.
     step.hooked = True  # type: ignore[attr-defined]
 
-    def _is_simple(self, number: int, group: dict[str, Any]) -> bool:
+    def _is_simple(self, number: int, group: dict[str, Any], grads: list[Tensor | None]) -> bool:
         """Whether the loop below does what a group needs."""
         parameters = group["params"]
         if group["amsgrad"] or group["maximize"] or isinstance(group["lr"], Tensor):
@@ -64,9 +65,9 @@ class Adam(torch.optim.Adam):
         if number not in self._tables and len({float(self.state.get(p, {}).get("step", 0)) for p in parameters}) > 1:
             return False
         return all(
-            p.grad is not None and p.dtype == p.grad.dtype == torch.float32 and p.device.type == "cpu"
-            and p.is_contiguous() and p.grad.is_contiguous()
-            for p in parameters
+            grad is not None and grad.dtype == torch.float32 and grad.is_cpu
+            and p.is_contiguous() and grad.is_contiguous()
+            for p, grad in zip(parameters, grads, strict=True)
         )  # fmt: skip
 
     def _enter(self, number: int, parameters: list[Tensor]) -> None:

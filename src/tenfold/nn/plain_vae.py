@@ -101,7 +101,7 @@ class _Parts:
         #: Every weight of the network, but for what covariates add; None for the theta of Poisson counts.
         self.weights = [weight for _, _, weight, _ in self._held]
         self.norms = [_norm_of(layer) for layer in (self.first, self.second)]
-        self.counted = [norm.num_batches_tracked, norm_2.num_batches_tracked]
+        self.counted = [norm.num_batches_tracked.numpy(), norm_2.num_batches_tracked.numpy()]
         self.small: Any = [weight.detach().numpy() for weight in self.weights[3:6]]
         self.of_decoder: list[Any] = [None if weight is None else weight.detach() for weight in self.weights[8:]]
         self._n = 0
@@ -213,7 +213,7 @@ def _terms_and_gradients(
     w_heads, b_heads, w = parts.small
     kl = middle_forward(first, norm, words, w_heads, b_heads, LEAST_VARIANCE, z, w, second, norm_2, words_2)
     for counted in parts.counted:
-        counted.add_(1)
+        counted += 1
 
     nll, upstream, of_decoder = _decoded(net, batch, torch.from_numpy(second.h), large, *parts.of_decoder)
 
@@ -246,4 +246,4 @@ def _decoded(
     if w_dropout is not None and dropout_logits is not None:
         grad_h.addmm_(dropout_logits, w_dropout)
         grads += [torch.mm(dropout_logits.t(), h).float(), dropout_logits.sum(0, dtype=torch.float32)]
-    return float(nll.mean()), grad_h.float(), grads
+    return float(nll.sum()) / len(nll), grad_h.float(), grads
