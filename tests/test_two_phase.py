@@ -15,6 +15,7 @@ from tenfold.kernels.time_gaps import compress
 from tenfold.kernels.two_phase import N_ROWS, assign
 from tenfold.kernels.two_phase_fit import prepare
 from tenfold.kernels.two_phase_genes import fit_genes
+from tenfold.kernels.two_phase_profile import _orthogonal
 from tenfold.kernels.two_phase_start import bimodality
 from tenfold.velocity_models.two_phase import latent_time
 
@@ -106,6 +107,24 @@ def test_rates_of_a_simulation_are_found(data, fits):
     assert np.median(rho) > 0.95
 
 
+def test_the_profile_fit_is_closer_to_the_cells(data, fits):
+    """The same rule for both: nearest points of the curve, phases chosen with neighbours."""
+    adata, u, s, mean = data
+    ours = fit_genes(u, s, mean, profile=True)
+    graph = (mean.indptr.astype(np.int64), mean.indices.astype(np.int32), 1.0 / np.diff(mean.indptr))
+    work, t, on = np.empty((N_ROWS + 2, len(u))), np.empty(len(u)), np.empty(len(u), np.int64)
+    lower = []
+    for g in range(u.shape[1]):
+        gene = prepare(u[:, g].astype(float), s[:, g].astype(float), graph)
+        losses = [_orthogonal(gene, found.rates[g], found.ratio[g], work, t, on) for found in (ours, fits)]
+        lower.append(losses[0] <= losses[1] * 1.001)
+        np.testing.assert_allclose(losses[0], ours.loss[g], rtol=1e-6)
+    assert np.mean(lower) >= 0.75
+    ratio = ours.rates[:, 2] / (ours.rates[:, 1] / ours.rates[:, 4])
+    assert spearmanr(ratio, adata.var["true_gamma"] / adata.var["true_beta"])[0] > 0.9
+    assert np.median([spearmanr(times, adata.obs["true_time"])[0] for times in ours.t]) > 0.95
+
+
 def test_a_gene_of_zeros_has_no_fit(data):
     _, u, s, mean = data
     zeros = np.zeros((len(u), 1), np.float32)
@@ -123,10 +142,13 @@ def test_latent_time_joins_the_times_of_genes():
     assert spearmanr(found, true)[0] > 0.99 and found.min() == 0 and found.max() == 1
 
 
-def test_the_method_finds_the_time_of_an_exact_simulation():
+@pytest.mark.parametrize("schedule", ["profile", "reference"])
+def test_the_method_finds_the_time_of_an_exact_simulation(schedule):
     adata = tf.data.simulate_splicing(500, 40, noise=0.5, seed=1)
     adata.obsm["X_raw"] = np.log1p(adata.layers["spliced"])
-    model = tf.velocity.ScVeloDynamical(n_top_genes=None, normalize=False).fit(adata, use_rep="X_raw")
+    model = tf.velocity.ScVeloDynamical(n_top_genes=None, normalize=False, schedule=schedule).fit(
+        adata, use_rep="X_raw"
+    )
     assert abs(spearmanr(model.time(), adata.obs["true_time"])[0]) > 0.98
     genes = model.columns_[model.trusted_]
     right = tf.metrics.direction_accuracy(model.velocity()[:, genes], adata.layers["true_velocity"][:, genes])

@@ -102,7 +102,7 @@ def _projected(u, s, rates, u0, s0, work):  # pragma: no cover  (compiled)
             else:
                 us[k], ss[k] = state_after(taus[k], u0, s0, 0.0, beta, gamma)
         row = ON_TAU if phase == 0 else OFF_TAU
-        _nearest(u, s, scaling, us, ss, work[SPARE])
+        nearest(u, s, scaling, us, ss, work[SPARE])
         for i in range(len(u)):
             tau = taus[int(work[SPARE, i])]
             work[row, i] = tau
@@ -110,7 +110,7 @@ def _projected(u, s, rates, u0, s0, work):  # pragma: no cover  (compiled)
 
 
 @njit(cache=True, nogil=True, error_model="numpy")
-def _nearest(u, s, scaling, us, ss, found):  # pragma: no cover  (compiled)
+def nearest(u, s, scaling, us, ss, found):  # pragma: no cover  (compiled)
     """Find the nearest of the points (us, ss) for each cell: boxes around sixteen points, nearest box first."""
     n = len(us)
     boxes = (n + _BOX - 1) // _BOX
@@ -155,11 +155,25 @@ def _states(rates, u0, s0, work):  # pragma: no cover  (compiled)
 
 
 @njit(cache=True, nogil=True, error_model="numpy")
-def _distances(u, s, scaling, sd, work):  # pragma: no cover  (compiled)
+def distances(u, s, scaling, sd, work):  # pragma: no cover  (compiled)
+    """Fill the squared distance of each cell to its point in both phases, in standard deviations."""
     for i in range(len(u)):
         for row in (ON_U, OFF_U):
             du, ds = (u[i] - work[row, i] * scaling) / sd[0], (s[i] - work[row + 1, i]) / sd[1]
             work[row + 2, i] = du * du + ds * ds
+
+
+@njit(cache=True, nogil=True, error_model="numpy")
+def choose_phase(graph, work, on):  # pragma: no cover  (compiled)
+    """Fill 1 where the first phase is nearer than the second on average over neighbours."""
+    pointers, columns, _ = graph
+    for i in range(len(on)):
+        work[SPARE, i] = work[OFF_D, i] - work[ON_D, i]
+    for i in range(len(on)):
+        difference = 0.0
+        for k in range(pointers[i], pointers[i + 1]):
+            difference += work[SPARE, columns[k]]
+        on[i] = 1 if difference > 0 else 0
 
 
 @njit(cache=True, nogil=True, error_model="numpy")
@@ -198,29 +212,22 @@ def assign(u, s, weights, sd, graph, smooth, rates, projection, ratio, compressi
     else:
         _explicit(u, s, rates, u0, s0, work)
     _states(rates, u0, s0, work)
-    _distances(u, s, scaling, sd, work)
-    pointers, columns, _ = graph
+    distances(u, s, scaling, sd, work)
     n = len(u)
     if compressing:
-        for i in range(n):
-            work[SPARE, i] = work[OFF_D, i] - work[ON_D, i]
-        for i in range(n):
-            difference = 0.0
-            for k in range(pointers[i], pointers[i + 1]):
-                difference += work[SPARE, columns[k]]
-            on[i] = 1 if difference > 0 else 0
+        choose_phase(graph, work, on)
         if compress(work[ON_TAU], work[OFF_TAU], on, work[N_ROWS:]):
             for i in range(n):
                 if on[i] == 1:
                     work[ON_U, i], work[ON_S, i] = state_after(work[ON_TAU, i], 0.0, 0.0, alpha, beta, gamma)
                 else:
                     work[OFF_U, i], work[OFF_S, i] = state_after(work[OFF_TAU, i], u0, s0, 0.0, beta, gamma)
-            _distances(u, s, scaling, sd, work)
-    return _settle(u, s, weights, sd, graph, smooth, rates, u0, s0, ratio, work, t, on)
+            distances(u, s, scaling, sd, work)
+    return settle(u, s, weights, sd, graph, smooth, rates, u0, s0, ratio, work, t, on)
 
 
 @njit(cache=True, nogil=True, error_model="numpy")
-def _settle(u, s, weights, sd, graph, smooth, rates, u0, s0, ratio, work, t, on):  # pragma: no cover  (compiled)
+def settle(u, s, weights, sd, graph, smooth, rates, u0, s0, ratio, work, t, on):  # pragma: no cover  (compiled)
     """Choose among both phases and their steady states by averaged distances, and sum the loss."""
     alpha, beta, gamma, switch, scaling = rates
     pointers, columns, share = graph

@@ -84,8 +84,9 @@ def start(u, s, weights, sd):  # pragma: no cover  (compiled)
 def try_rates(gene, new, projection, adjust, ratio, kept, work):  # pragma: no cover  (compiled)
     """Take new rates if the loss falls, and shorten the first phase to its last cell where that costs little.
 
-    `kept` is (rates, times, phases, state); the state is the loss, and the rule (0 explicit, 1 projection) by which the
-    kept times were assigned: where it is the rule asked for, they are not computed again.
+    `kept` is (rates, times, phases, state). The state is the loss; the rule (0 explicit, 1 projection) by which the
+    kept times were assigned, which are not computed again where it is the rule asked for; and whether a shorter first
+    phase was refused already for the kept rates.
     """
     u, s, weights, sd, graph, smooth = gene
     rates, t, on, state = kept
@@ -95,9 +96,12 @@ def try_rates(gene, new, projection, adjust, ratio, kept, work):  # pragma: no c
     loss = assign(u, s, weights, sd, graph, smooth, now, projection, ratio, True, work, t_new, on_new)
     better = loss < before
     if adjust and (on == 1).any():
+        refused = not better
         if not better:
             now = rates.copy()
             if state[1] == projection:
+                if state[2] == 1:
+                    return False
                 loss, t_new, on_new = before, t.copy(), on.copy()
             else:
                 loss = assign(u, s, weights, sd, graph, smooth, now, projection, ratio, True, work, t_new, on_new)
@@ -116,9 +120,11 @@ def try_rates(gene, new, projection, adjust, ratio, kept, work):  # pragma: no c
             height = 1 - np.exp(-now[BETA] * now[SWITCH])
             shorter = 1 - np.exp(-now[BETA] * end)
             if loss_other * 0.99 <= min(loss, before) or height * 0.99 < shorter:
-                now, loss, better = other, loss_other, True
+                now, loss, better, refused = other, loss_other, True, False
                 t_new, on_new = t_other, on_other
+        state[2] = 1.0 if refused and state[1] == projection else 0.0
     if better:
+        state[2] = 0.0
         rates[:] = now
         t[:] = t_new
         on[:] = on_new

@@ -12,6 +12,7 @@ from scipy import sparse
 from tenfold.kernels.threads import in_threads
 from tenfold.kernels.two_phase import N_ROWS, OFF_TAU, ON_TAU, assign
 from tenfold.kernels.two_phase_fit import likelihood, prepare, reference_schedule, scan_scaling, start
+from tenfold.kernels.two_phase_profile import close_gaps, profile_fit
 
 
 class TwoPhaseFits(NamedTuple):
@@ -44,7 +45,9 @@ class TwoPhaseFits(NamedTuple):
     tau_off: np.ndarray
 
 
-def fit_genes(unspliced: np.ndarray, spliced: np.ndarray, mean: sparse.csr_matrix) -> TwoPhaseFits:
+def fit_genes(
+    unspliced: np.ndarray, spliced: np.ndarray, mean: sparse.csr_matrix, profile: bool = False
+) -> TwoPhaseFits:
     """Fit every gene.
 
     Parameters
@@ -53,6 +56,8 @@ def fit_genes(unspliced: np.ndarray, spliced: np.ndarray, mean: sparse.csr_matri
         Averages, shape (n_cells, n_genes).
     mean
         Matrix that averages over the neighbours of a cell and the cell, all with the same weight.
+    profile
+        Fit the shape of the curve (`two_phase_profile`); False: scVelo's schedule.
 
     Returns
     -------
@@ -62,16 +67,15 @@ def fit_genes(unspliced: np.ndarray, spliced: np.ndarray, mean: sparse.csr_matri
     g, n = u.shape
     size = np.diff(mean.indptr)
     graph = (mean.indptr.astype(np.int64), mean.indices.astype(np.int32), 1.0 / np.maximum(size, 1))
-    out = TwoPhaseFits(
-        np.full((g, 5), np.nan), *(np.full(g, np.nan) for _ in range(4)), np.ones((g, 2)),
-        *(np.full((g, n), np.nan, np.float32) for _ in range(3)),
-    )  # fmt: skip
-    in_threads(lambda first, last: _fit_range(u, s, graph, out, first, last), g)
+    loss, likely, variance, ratio = (np.full(g, np.nan) for _ in range(4))
+    t, tau_on, tau_off = (np.full((g, n), np.nan, np.float32) for _ in range(3))
+    out = TwoPhaseFits(np.full((g, 5), np.nan), loss, likely, variance, ratio, np.ones((g, 2)), t, tau_on, tau_off)
+    in_threads(lambda first, last: _fit_range(u, s, graph, profile, out, first, last), g)
     return out
 
 
 @njit(cache=True, nogil=True, error_model="numpy")
-def _fit_range(u, s, graph, out, first, last):  # pragma: no cover  (compiled)
+def _fit_range(u, s, graph, profile, out, first, last):  # pragma: no cover  (compiled)
     rates_out, loss, value, variance, ratio_out, sd_out, t_out, on_out, off_out = out
     n = u.shape[1]
     work = np.empty((N_ROWS + 2, n))
@@ -81,15 +85,20 @@ def _fit_range(u, s, graph, out, first, last):  # pragma: no cover  (compiled)
         if weights.sum() <= 2:
             continue
         rates = start(u[g], s[g], weights, sd)
-        t, on, state = np.empty(n), np.empty(n, np.int64), np.zeros(2)
+        t, on, state = np.empty(n), np.empty(n, np.int64), np.zeros(3)
         state[0] = assign(u[g], s[g], weights, sd, graph, gene[5], rates, False, np.nan, True, work, t, on)
         kept = (rates, t, on, state)
         scan_scaling(gene, kept, work)
-        ratio = reference_schedule(gene, kept, work)
-        spare_t, spare_on = np.empty(n), np.empty(n, np.int64)
-        assign(u[g], s[g], weights, sd, graph, gene[5], rates, True, ratio, True, work, spare_t, spare_on)
+        if profile:
+            ratio = profile_fit(gene, kept, work)
+            told = close_gaps(gene, kept, ratio, work)
+        else:
+            ratio = reference_schedule(gene, kept, work)
+            told, spare = np.empty(n), np.empty(n, np.int64)
+            assign(u[g], s[g], weights, sd, graph, gene[5], rates, True, ratio, True, work, told, spare)
+            told[:] = t
         for i in range(n):
-            t_out[g, i], on_out[g, i], off_out[g, i] = t[i], work[ON_TAU, i], work[OFF_TAU, i]
+            t_out[g, i], on_out[g, i], off_out[g, i] = told[i], work[ON_TAU, i], work[OFF_TAU, i]
         rates_out[g] = rates
         loss[g], ratio_out[g] = state[0], ratio
         sd_out[g, 0], sd_out[g, 1] = sd

@@ -40,9 +40,9 @@ def bimodality(x):  # pragma: no cover  (compiled)
             density[k] += math.exp(-0.5 * z * z)
     density /= n * width * math.sqrt(2 * math.pi)
     middle = _POINTS // 2 - 2
-    middle += density[middle : middle + 4].argmin()
+    middle += int(density[middle : middle + 4].argmin())
     upper = density[middle:]
-    peak = upper.argmax()
+    peak = int(upper.argmax())
     spread = max(density.std() / math.sqrt(_POINTS), 1.0)
     statistic = (upper[peak] - upper.mean()) / spread
     after = min(peak + 1, len(upper) - 1)
