@@ -114,6 +114,7 @@ class BayesSpace(SampledDomains):
     errors: Literal["t", "normal"] = "t"
     n_top_genes: int | None = param(2000, low=10)
     start: Literal["mclust", "kmeans"] = "mclust"
+    epochs: int = param(2000, low=1)
 
     def _domains(self, data: Inputs, positions: Positions) -> np.ndarray:
         y = log2_components(data, self.n_components, self.n_top_genes, seed=self.seed)
