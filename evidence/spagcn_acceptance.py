@@ -1,14 +1,18 @@
 """SpaGCN on annotated slices, with and without the picture, ten seeds; smoothed PCA and PCA + Leiden beside.
 
-Run ``python evidence/spagcn_acceptance.py``.
+Run ``python evidence/spagcn_acceptance.py``, or with names of slices.
 """
 
 from __future__ import annotations
 
+import sys
+from collections.abc import Callable
+from typing import Any
+
 import numpy as np
-from domain_rows import rows
+from domain_rows import rows, write_part
 from domain_slices import digest, load, n_domains, score
-from recording import record, write
+from recording import record
 
 from tenfold.data.inputs import Inputs
 from tenfold.data.refinement import outvoted
@@ -41,18 +45,21 @@ def checks(name: str, histology: str) -> list[dict]:
     ]  # fmt: skip
 
 
+def fitted(histology: str) -> Callable[[Any, int | None, int], np.ndarray]:
+    """Return what `rows` asks for."""
+
+    def labels(adata: Any, wanted: int | None, seed: int) -> np.ndarray:
+        model = SpaGCN(n_clusters=wanted, histology=histology, seed=seed)
+        return model.fit(adata, progress=False).cluster(refined=False)
+
+    return labels
+
+
 def main() -> None:
-    records = []
-    for name, kinds in SLICES.items():
-        for histology in kinds:
-
-            def fitted(adata, wanted: int | None, seed: int, histology: str = histology) -> np.ndarray:
-                model = SpaGCN(n_clusters=wanted, histology=histology, seed=seed)
-                return model.fit(adata, progress=False).cluster(refined=False)
-
-            records += rows("spagcn", name, fitted, SEEDS, label=f"histology {histology}")
-            records += checks(name, histology)
-    write(records)
+    for name in sys.argv[1:] or SLICES:
+        for histology in SLICES[name]:
+            write_part(rows("spagcn", name, fitted(histology), SEEDS, label=f"histology {histology}"))
+            write_part(checks(name, histology))
 
 
 if __name__ == "__main__":
