@@ -50,7 +50,7 @@ result = {"data": graph.data, "indices": graph.indices, "indptr": graph.indptr}
 
 def main() -> None:
     rows, peer = [], version("scvelo")
-    for n in (2000, 6000):
+    for n in (1000, 3000):
         adata = tf.data.simulate_branching(n_cells=n, n_genes=600, seed=0)
         model = tf.velocity.ScVeloDeterministic(n_top_genes=None).fit(adata)
         lengths = model.distances_.data.reshape(n, -1)
