@@ -39,8 +39,8 @@ class DeepST(GraphMethod):
 
     **Use it** for contiguous domains of stained sections, beside `SmoothPCA` and with several seeds.
 
-    **Do not use it** as the only method. It does not beat `SmoothPCA` with the same head in the two annotated sections of
-    mouse cortex that we measured (it is above PCA with Leiden). On three sections together the adversary made them
+    **Do not use it** as the only method. It does not beat `SmoothPCA` before refinement in the two annotated sections
+    of mouse cortex that we measured (it is above PCA with Leiden). On three sections together the adversary made them
     impossible to tell, and halved the agreement with the annotation within each: look at ``section_weight=0``, too.
 
     **Cost**: linear in cells and edges × epochs; no matrix of cells × cells is made.
