@@ -131,9 +131,7 @@ def _inputs(
     bias: Tensor | None = None,
 ) -> Inputs:
     return Inputs(
-        counts.indptr.numpy(),
-        counts.indices.numpy(),
-        _array(counts.values),
+        *counts.arrays,
         _array(logits),
         _NO_BIAS if bias is None else _array(bias),
         _array(log_size),

@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import cached_property
 from typing import TYPE_CHECKING
 
 import numba
@@ -56,6 +57,11 @@ class SparseRows:
         """Device of the tensors."""
         return self.values.device
 
+    @cached_property
+    def arrays(self) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+        """`indptr`, `indices` and `values` as compiled code takes them; on the CPU."""
+        return self.indptr.numpy(), self.indices.numpy(), self.values.detach().numpy()
+
     def row_index(self) -> Tensor:
         """Return the row of each stored entry, shape (n_stored,), int64."""
         rows = torch.arange(len(self), device=self.device)
@@ -75,7 +81,7 @@ class SparseRows:
         """Return the rows as a dense tensor, shape (n_rows, n_columns)."""
         out = torch.zeros(self.shape, dtype=self.values.dtype, device=self.device)
         if self.device.type == "cpu":
-            _scatter(self.indptr.numpy(), self.indices.numpy(), self.values.detach().numpy(), out.numpy())
+            _scatter(*self.arrays, out.numpy())
         else:
             out[self.row_index(), self.indices] = self.values
         return out
@@ -107,10 +113,10 @@ def take_rows(matrix: sparse.csr_matrix, index: np.ndarray) -> SparseRows:
         If an index is outside ``range(n)``.
     """
     index = np.ascontiguousarray(index, dtype=np.int64)
-    if index.size and (index.min() < 0 or index.max() >= matrix.shape[0]):
-        raise IndexError(f"Row {index.max()} (or a negative one) asked of a matrix of {matrix.shape[0]} rows.")
     values = matrix.data if matrix.data.dtype in (np.float32, np.float64) else matrix.data.astype(np.float32)
     gathered = _gather(matrix.indptr, matrix.indices, values, index)
+    if len(gathered[0]) <= len(index):
+        raise IndexError(f"Row {index.max()} (or a negative one) asked of a matrix of {matrix.shape[0]} rows.")
     indptr, indices, stored = (torch.from_numpy(part) for part in gathered)
     return SparseRows(indptr, indices, stored, matrix.shape[1])
 
@@ -154,6 +160,8 @@ def _gather(indptr, indices, values, index):  # pragma: no cover  (compiled)
     out_indptr[0] = 0
     for i in range(b):
         row = index[i]
+        if row < 0 or row >= indptr.shape[0] - 1:  # told by a result that is too short
+            return out_indptr[:i], np.empty(0, np.int32), np.empty(0, values.dtype)
         out_indptr[i + 1] = out_indptr[i] + (indptr[row + 1] - indptr[row])
     out_indices = np.empty(out_indptr[b], np.int32)  # half of the memory to pass through at every use
     out_values = np.empty(out_indptr[b], values.dtype)

@@ -20,6 +20,9 @@ from tenfold.kernels.vectormath import LOOP
 _SPARSE_FORWARD = {"float32": 0.35, "bf16": 0.10}
 _SPARSE_GRADIENT = {"float32": 0.28, "bf16": 0.04}
 
+#: PyTorch's settings for products, looked up once.
+_PRODUCTS = getattr(torch.backends.mkldnn, "matmul", None)
+
 
 def sparse_linear(rows: SparseRows, weight: Tensor, bias: Tensor | None = None) -> Tensor:
     """Multiply sparse rows by a dense matrix, ``rows @ weight + bias``.
@@ -84,7 +87,7 @@ def rows_times(rows: SparseRows, matrix: Tensor, out: np.ndarray | None = None) 
     product = torch.empty(len(rows), matrix.shape[1]) if out is None else torch.from_numpy(out)
     if _density(rows) > _SPARSE_FORWARD[_products()]:
         return torch.mm(rows.dense(), matrix, out=product)
-    arrays = (*_arrays(rows), matrix.contiguous().numpy(), product.numpy())
+    arrays = (*rows.arrays, matrix.contiguous().numpy(), product.numpy())
     in_threads(lambda first, last: _add_rows(first, last, *arrays), len(rows))
     return product
 
@@ -93,7 +96,7 @@ def transposed_times(rows: SparseRows, matrix: Tensor) -> Tensor:
     """``rows.T @ matrix`` in float32, without a gradient: (G, B) by (B, H)."""
     if _density(rows) > _SPARSE_GRADIENT[_products()]:
         return rows.dense().T @ matrix
-    starts, entries = _by_column(*_arrays(rows), rows.n_columns)
+    starts, entries = _by_column(*rows.arrays, rows.n_columns)
     out = torch.empty(rows.n_columns, matrix.shape[1])
     arrays = (starts, entries[:, 0], entries[:, 1].view(np.float32), matrix.contiguous().numpy(), out.numpy())
     in_threads(lambda first, last: _add_rows(first, last, *arrays), rows.n_columns)
@@ -106,12 +109,7 @@ def _density(rows: SparseRows) -> float:
 
 def _products() -> str:
     """Whether PyTorch rounds the operands of float32 products to bf16 at present."""
-    setting = getattr(torch.backends.mkldnn, "matmul", None)
-    return "bf16" if getattr(setting, "fp32_precision", "") == "bf16" else "float32"
-
-
-def _arrays(rows: SparseRows) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    return rows.indptr.numpy(), rows.indices.numpy(), rows.values.detach().numpy()
+    return "bf16" if getattr(_PRODUCTS, "fp32_precision", "") == "bf16" else "float32"
 
 
 @njit(**LOOP)
