@@ -19,7 +19,7 @@ from recording import record, run_apart, sha256, write  # noqa: E402
 
 import tenfold as tf  # noqa: E402
 
-N_CELLS, N_HELD, N_GENES, N_SETS, SIZE, EPOCHS = 2000, 500, 1500, 300, 30, 12
+N_CELLS, N_HELD, N_GENES, N_SETS, SIZE, EPOCHS = 1000, 200, 1500, 300, 30, 8
 
 DATA = """
 import anndata as ad
