@@ -24,7 +24,7 @@ from tenfold.kernels.potts import Tally
 from tenfold.spatial_models.sampling import log2_components
 
 SLICE, N_TYPES, N_DOMAINS, SEEDS = "starmap_mpfc BZ9", 15, 4, 2
-SWEEPS, BURN_IN, BAR = 4_000, 2_000, 5.0
+SWEEPS, BURN_IN, BAR = 3_000, 1_500, 5.0
 
 SETUP = """
 library(Rcpp)
@@ -55,6 +55,7 @@ result$beta <- beta
 """
 OURS_SETUP = """
 import anndata as ad
+from tenfold.domains.bass import BASS
 def fitted(seed, epochs, burn_in):
     adata = ad.AnnData(np.ones((len(given["x"]), 2), np.float32), obsm={"spatial": given["xy"], "X": given["x"]})
     model = BASS(n_clusters=int(given["r"]), n_types=int(given["c"]), epochs=epochs, burn_in=burn_in, seed=seed)
