@@ -32,13 +32,15 @@ class BayesSpace(SampledDomains):
     strength. Means, precision, weights of spots and labels are sampled in turn. The result is the most frequent label
     of each spot, and how frequent it was.
 
-    **Use it** for contiguous domains of spots on a lattice (Visium, Spatial Transcriptomics) where the number of
-    domains is known and an uncertainty is wanted.
+    **Use it** for contiguous domains of spots on a lattice (Visium, Spatial Transcriptomics) where an uncertainty is
+    wanted. In the two annotated slices of spots that were measured it was above `SmoothPCA` (2 and 5 rounds), with the
+    number of domains known: an adjusted Rand index of 0.49 beside 0.43 in layers of cortex, 0.46 beside 0.18 in a
+    breast tumour.
 
-    **Do not use it** for single cells whose types are mixed within domains, since its clusters are of expression:
-    `BASS` is made for these. Nor where the first components do not carry the domains: one precision for all clusters
-    whitens them. It starts from a clustering without space and keeps much of it. See the evidence for where it falls
-    behind `SmoothPCA`.
+    **Do not use it** for single cells whose types are mixed within domains, since its clusters are of expression: in a
+    section of mouse cortex it reached 0.49, `SmoothPCA` 0.76 and more; `BASS` is made for these. Nor where the first
+    components do not carry the domains: one precision for all clusters whitens them. It keeps much of the clustering
+    that it starts from, so compare seeds.
 
     **Cost**: cells × components × domains × sweeps; about two milliseconds a sweep for 4,000 spots. Memory is linear in
     cells: samples are counted, not kept.

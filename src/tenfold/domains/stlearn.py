@@ -24,11 +24,12 @@ class StLearn(DomainMethod):
     that and its own expression is kept, scaled, reduced to components and clustered. Nothing is trained, and nothing
     but the smoothing knows of space.
 
-    **Use it** for spots with a stained picture in good resolution.
+    **Use it** for spots with a stained picture in good resolution, beside `SmoothPCA`.
 
     **Do not use it** to find domains that smoothing must bring out: a spot counts for well over half of its own
-    average, so that domains are hardly smoother than those of plain components. See the evidence for where it falls
-    behind `SmoothPCA`; the picture should help on held-out counts before it is trusted.
+    average, so that domains are hardly smoother than those of plain components. Do not take it that the picture helps:
+    in a breast tumour it was above `SmoothPCA`, but the nearest spots alone (``weights="space"``) did as well, and
+    predicted held-out counts better than any choice by picture or expression.
 
     **Cost**: linear in edges; the original makes three matrices of cells × cells.
 
