@@ -49,8 +49,8 @@ class SpaGCN(SoftDomains, DomainMethod):
     **Do not use it** as the only method, nor with one seed: domains depend on the random first layer. At ``share=0.5``
     a third of a cell's signal is that of neighbours, much less than in `SmoothPCA` or STAGATE, and domains are speckled
     before refinement. With the number of domains known, it was below `SmoothPCA` (2 rounds) in all five annotated
-    slices that were measured, with and without refinement, as the original's own code is. In the two slices with a
-    picture, of low resolution, domains were no better with it: compare with ``histology="no"``.
+    slices that were measured, before and after the authors' refinement, as the original's own code is. In the two
+    slices with a picture, of low resolution, domains were hardly better with it: compare with ``histology="no"``.
 
     **Cost**: linear in edges, about thirty a cell; weights beyond the cut-off are left out, which changes no sum of
     weights by more than 0.01 %. Training is a product of cells × components a step.
