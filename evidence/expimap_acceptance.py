@@ -1,19 +1,16 @@
 """expiMap: silent and stimulated pathways of simulated cells are found; labels beside linear methods; permuted labels.
 
-Run ``python evidence/expimap_acceptance.py [pathways] [labels]``; results of the other part are kept.
+Run ``python evidence/expimap_acceptance.py [pathways] [labels] [permuted]``; results of other parts are kept.
 """
 
 from __future__ import annotations
 
-import json
-import sys
-import warnings
 from typing import Any
 
 import anndata as ad
 import numpy as np
-from deep_annotators import labelled
-from recording import ROOT, record, sha256, write
+from deep_annotators import labelled, parts, permuted
+from recording import record, sha256
 from scipy import sparse
 
 from tenfold.annotate import ExpiMap
@@ -80,14 +77,9 @@ def of_pathways() -> list[dict[str, Any]]:
 
 
 def main() -> None:
-    warnings.simplefilter("ignore")
-    path = ROOT / "evidence" / "results" / "expimap_acceptance.json"
-    for name, part in (("pathways", of_pathways), ("labels", lambda: labelled("expimap", {}))):
-        if name in (sys.argv[1:] or [name]):
-            fresh = part()
-            kept = json.loads(path.read_text()) if path.exists() else []
-            claims = {row["claim"] for row in fresh}
-            write([row for row in kept if row["claim"] not in claims] + fresh)
+    parts({
+        "pathways": of_pathways, "labels": lambda: labelled("expimap", {}), "permuted": lambda: permuted("expimap", {}),
+    })  # fmt: skip
 
 
 if __name__ == "__main__":

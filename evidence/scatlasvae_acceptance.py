@@ -1,18 +1,15 @@
 """scAtlasVAE: two vocabularies of labels on simulated cells are nested as they truly are; labels beside linear methods.
 
-Run ``python evidence/scatlasvae_acceptance.py [nesting] [labels]``; results of the other part are kept.
+Run ``python evidence/scatlasvae_acceptance.py [nesting] [labels] [permuted]``; results of other parts are kept.
 """
 
 from __future__ import annotations
 
-import json
-import sys
-import warnings
 from typing import Any
 
 import numpy as np
-from deep_annotators import labelled
-from recording import ROOT, record, sha256, write
+from deep_annotators import labelled, parts, permuted
+from recording import record, sha256
 
 import tenfold as tf
 from tenfold.annotate import ScAtlasVAE
@@ -44,14 +41,8 @@ def of_nesting() -> list[dict[str, Any]]:
 
 
 def main() -> None:
-    warnings.simplefilter("ignore")
-    path = ROOT / "evidence" / "results" / "scatlasvae_acceptance.json"
-    for name, part in (("nesting", of_nesting), ("labels", lambda: labelled("scatlasvae", {}))):
-        if name in (sys.argv[1:] or [name]):
-            fresh = part()
-            kept = json.loads(path.read_text()) if path.exists() else []
-            claims = {row["claim"] for row in fresh}
-            write([row for row in kept if row["claim"] not in claims] + fresh)
+    of_labels, control = (lambda: labelled("scatlasvae", {})), (lambda: permuted("scatlasvae", {}))
+    parts({"nesting": of_nesting, "labels": of_labels, "permuted": control})
 
 
 if __name__ == "__main__":

@@ -1,16 +1,15 @@
 """SIMS: labels of the bundled blood cells beside linear methods, and masks that sum to 1.
 
-Run ``python evidence/sims_acceptance.py``.
+Run ``python evidence/sims_acceptance.py [masks] [labels] [permuted]``; results of other parts are kept.
 """
 
 from __future__ import annotations
 
-import warnings
 from typing import Any
 
 import numpy as np
-from deep_annotators import labelled
-from recording import record, sha256, write
+from deep_annotators import labelled, parts, permuted
+from recording import record, sha256
 
 import tenfold as tf
 from tenfold.annotate import SIMS
@@ -28,8 +27,9 @@ def of_masks() -> list[dict[str, Any]]:
 
 
 def main() -> None:
-    warnings.simplefilter("ignore")
-    write([*of_masks(), *labelled("sims", {"calibration": 0.0})])
+    params = {"calibration": 0.0}
+    of_labels, control = (lambda: labelled("sims", params)), (lambda: permuted("sims", params))
+    parts({"masks": of_masks, "labels": of_labels, "permuted": control})
 
 
 if __name__ == "__main__":
