@@ -1,6 +1,8 @@
 """BANKSY against the original: the matrix of expression and surroundings, and its components, on real sections.
 
-The original is pybanksy. Name an environment that has it as ``TENFOLD_REFERENCE_PYTHON``, then run
+The original is pybanksy. Its own entry point hands the option variance_balance on where center is expected, so that
+gradients are of values that were not centred, which neither its documentation nor the R package says; here its parts
+are called with ``center=True``. Name an environment that has it as ``TENFOLD_REFERENCE_PYTHON``, then run
 ``python evidence/banksy_parity.py``.
 """
 
@@ -25,7 +27,8 @@ import contextlib, io, os
 import anndata as ad
 from sklearn.decomposition import PCA
 from banksy.initialize_banksy import initialize_banksy
-from banksy.embed_banksy import generate_banksy_matrix
+from banksy.embed_banksy import create_mat_list, create_nbr_matrix
+from banksy.main import concatenate_all
 adata = ad.AnnData(given["x"])
 adata.obsm["where"] = given["where"]
 adata.obs["x"], adata.obs["y"] = given["where"].T
@@ -34,25 +37,25 @@ CODE = """
 with contextlib.redirect_stdout(io.StringIO()):
     held = initialize_banksy(adata, ("x", "y", "where"), num_neighbours=int(given["n_neighbors"]), max_m=1,
                              plt_edge_hist=False, plt_nbr_weights=False, plt_theta=False)
-    _, matrix = generate_banksy_matrix(adata, held, [float(given["mixing"])], 1, verbose=False)
-features = np.asarray(matrix.X)
+    around = create_nbr_matrix(adata, held, "scaled_gaussian", 1, center=True, verbose=False)
+    features = concatenate_all(create_mat_list(adata, around, 1)[0], float(given["mixing"]))
+features = np.asarray(features)
 values = PCA(int(given["n_components"]), svd_solver="full").fit(features).singular_values_
 result = {"features": features, "values": values}
 """
 OURS_SETUP = """
 from scipy import sparse
-from sklearn.utils.extmath import randomized_svd
 from tenfold.data.spatial import Positions
-from tenfold.domains.banksy import augmented
+from tenfold.domains.banksy import augmented, leading
 from tenfold.types import Codes
 n = len(given["x"])
 positions = Positions(given["where"], Codes(np.zeros(n, dtype=np.int32), ["all"]), 1.0, "unknown unit")
 few = Positions(given["where"][:50], Codes(np.zeros(50, np.int32), ["all"]), 1.0, "")
-augmented(sparse.csr_matrix(given["x"][:50]), few, 3, 0.5)
+leading(augmented(sparse.csr_matrix(given["x"][:50]), few, 3, 0.5), 3)
 """
 OURS = """
 features = augmented(sparse.csr_matrix(given["x"]), positions, int(given["n_neighbors"]), float(given["mixing"]))
-values = randomized_svd(features, int(given["n_components"]), n_iter=10, random_state=0)[1]
+values = np.linalg.norm(leading(features, int(given["n_components"])), axis=0)
 result = {"features": features, "values": values}
 """
 

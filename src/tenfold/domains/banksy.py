@@ -94,13 +94,18 @@ class BANKSY(DomainMethod):
     head: Head = "leiden"
 
     def _embed(self, data: Inputs, positions: Positions) -> np.ndarray:
-        from sklearn.utils.extmath import randomized_svd
-
         expression = data.lognorm[:, data.variable_genes(self.n_top_genes)]
         features = augmented(expression, positions, self.n_neighbors, self.mixing)
-        n_components = min(self.n_components, min(features.shape) - 1)
-        left, values, _ = randomized_svd(features, n_components, n_iter=10, random_state=self.seed)
-        return left * values
+        return leading(features, min(self.n_components, min(features.shape) - 1), self.seed)
+
+
+def leading(features: np.ndarray, n_components: int, seed: int = 0) -> np.ndarray:
+    """Return principal components of standardised features, shape (n_cells, n_components)."""
+    from sklearn.utils.extmath import randomized_svd
+
+    # The last components of few genes differ little in size: without many more directions they would be blends.
+    left, values, _ = randomized_svd(features, n_components, n_oversamples=40, n_iter=10, random_state=seed)
+    return left * values
 
 
 def augmented(expression: sparse.csr_matrix, positions: Positions, n_neighbors: int, mixing: float) -> np.ndarray:
