@@ -133,7 +133,7 @@ class ExpiMap(ProgramReadout, TrainedMethod, LatentAnnotator):
         doi="10.1038/s41556-022-01072-x",
         accepts=("labels", "reference", "batch", "pathways", "size_factor"),
         gives=("embedding", "labels", "probabilities", "pathway scores", "pathway enrichment", "held-out likelihood"),
-        readiness="usable",
+        readiness={"annotate": "usable", "integrate": "research"},
         sees_labels=False,
         advice="To compare cells, conditions, or a query with a reference, in your pathways; not for labels alone.",
     )

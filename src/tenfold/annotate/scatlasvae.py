@@ -105,7 +105,7 @@ class ScAtlasVAE(VariationalMethod, LatentAnnotator):
     >>> adata.obs["broad"] = adata.obs["cell_type"].astype(str).str.split("+").str[0]
     >>> model = tf.annotate.ScAtlasVAE(epochs=3, more_labels=["broad"], n_top_genes=300).fit(adata, labels="cell_type")
     >>> model.probabilities_of("broad").shape
-    (700, 6)
+    (700, 7)
 
     References
     ----------
@@ -121,7 +121,7 @@ class ScAtlasVAE(VariationalMethod, LatentAnnotator):
         needs=("labels",),
         accepts=("reference", "batch", "size_factor", "categorical_covariates", "continuous_covariates"),
         gives=("embedding", "labels", "probabilities", "alignment of label sets", "expression", "held-out likelihood"),
-        readiness="usable",
+        readiness={"annotate": "caution", "integrate": "research"},
         sees_labels=True,
         advice="To align the annotations of several atlases; for labels alone a linear method is better.",
     )
