@@ -132,6 +132,7 @@ def test_cells_get_the_names_of_their_clusters_and_later_ones_by_markers(cells, 
     groups = cells.obs["secret_cluster"]
     order = dict(zip(groups.cat.categories, NAMES.values(), strict=True))
     assert (model.predict() == groups.map(order)).all() and len(server.seen) == 1
+    assert (model.predict(cells) == model.predict()).all() and len(server.seen) == 1
     later = tf.data.simulate(150, 60, n_types=3, type_strength=1.5, seed=3)[::2].copy()
     later.obs_names = [f"new {name}" for name in later.obs_names]
     expected = groups[::2].map(order).to_numpy()
@@ -288,7 +289,8 @@ def test_what_is_missing_is_named(cells):
         tf.annotate.LLM(base_url="http://x/v1", model="m").fit(cells, progress=False)
     with pytest.raises(RoleError, match="labels= has no use"):
         tf.annotate.LLM(base_url="http://x/v1", model="m").fit(cells, labels="cell_type", clusters="batch")
-    for params in ({"base_url": "localhost:80"}, {"base_url": "http://x/v1"}):
+    bad = [{"base_url": url, "model": "m"} for url in ("localhost:80", "http://key@x/v1", "http://x/v1?key=k")]
+    for params in (*bad, {"base_url": "http://x/v1"}):
         with pytest.raises(ParameterError, match=r"base_url=|model="):
             tf.annotate.LLM(**params).fit(cells, clusters="secret_cluster", progress=False)
 

@@ -229,6 +229,11 @@ class LLM(Markers):
         self._check_fitted()
         return pd.DataFrame(self.named_)
 
+    def _annotated(self, adata: AnnData | None) -> tuple[pd.DataFrame, np.ndarray]:
+        known = adata is not None and bool(self.named_) and self._knows(adata)
+        found, told = super()._annotated(None if known else adata)
+        return (found.set_axis(adata.obs_names, axis=0), told) if known and adata is not None else (found, told)
+
     def _inputs(self, adata: AnnData) -> Inputs:
         roles = {role: key for role, key in self.roles_.items() if role == "layer"}
         return Inputs(adata, roles) if self.named_ else super()._inputs(adata)

@@ -58,6 +58,11 @@ class Endpoint:
     def __post_init__(self) -> None:
         if not self.base_url.startswith(("http://", "https://")):
             raise ParameterError(f"base_url='{self.base_url}' must begin with http:// or https://.")
+        if {"@", "?"} & set(self.base_url):
+            raise ParameterError(
+                "base_url= is kept with results and must hold no secret: leave out what comes before '@' or after '?', "
+                "and name the environment variable with the key: key_variable='MY_KEY'."
+            )
         if not self.model:
             raise ParameterError("model= names the language model that the server is to use; it is empty.")
 
