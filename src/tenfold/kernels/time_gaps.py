@@ -76,11 +76,18 @@ def compress(first_taus, second_taus, on, gap_work):  # pragma: no cover  (compi
     limit = 3 * (ordered[filled - 1 - rank] + (position - below) * (above - ordered[filled - 1 - rank]))
     if ordered[filled - 1] <= limit:
         return False
+    wide, wide_first = 0, 0
+    for k in range(filled):
+        if gaps[k] > limit:
+            gaps[wide], places[wide] = gaps[k], places[k]
+            wide += 1
+            if k < first:
+                wide_first += 1
     for i in range(n):
-        taus, start, stop = (first_taus, 0, first) if on[i] == 1 else (second_taus, first, filled)
+        taus, start, stop = (first_taus, 0, wide_first) if on[i] == 1 else (second_taus, wide_first, wide)
         shift = 0.0
         for k in range(start, stop):
-            if gaps[k] > limit and taus[i] >= places[k]:
+            if taus[i] >= places[k]:
                 shift += gaps[k]
         taus[i] -= shift
     return True

@@ -216,11 +216,13 @@ def assign(u, s, weights, sd, graph, smooth, rates, projection, ratio, compressi
     n = len(u)
     if compressing:
         choose_phase(graph, work, on)
+        for i in range(n):
+            work[SPARE, i] = work[ON_TAU, i] if on[i] == 1 else work[OFF_TAU, i]
         if compress(work[ON_TAU], work[OFF_TAU], on, work[N_ROWS:]):
             for i in range(n):
-                if on[i] == 1:
+                if on[i] == 1 and work[ON_TAU, i] != work[SPARE, i]:
                     work[ON_U, i], work[ON_S, i] = state_after(work[ON_TAU, i], 0.0, 0.0, alpha, beta, gamma)
-                else:
+                elif on[i] == 0 and work[OFF_TAU, i] != work[SPARE, i]:
                     work[OFF_U, i], work[OFF_S, i] = state_after(work[OFF_TAU, i], u0, s0, 0.0, beta, gamma)
             distances(u, s, scaling, sd, work)
     return settle(u, s, weights, sd, graph, smooth, rates, u0, s0, ratio, work, t, on)
