@@ -21,9 +21,8 @@ class SmoothPCA(DomainMethod):
 
     **Do not use it** for domains that are small or scattered: what is thinner than the reach of the averaging is
     blurred away. And averaging alone makes domains contiguous, also where there are none. Say how many domains there
-    are: neighbours are no longer independent after averaging, so that in five annotated slices the number chosen from
-    the data was mostly far off (2 to 4 by the silhouette, 15 by the information criterion, 22 to 70 by Leiden, of 4 to
-    11).
+    are, if you know: in five annotated slices with 4 to 11 layers the number that other cells show again
+    (``n_clusters=None``) was 2 to 4, and Leiden found 22 to 70.
 
     **Cost**: that of a PCA.
 
