@@ -25,6 +25,9 @@ from tenfold.nn.graph_attention import GraphAttention
 TOLERANCE = 1e-3
 #: Size of a Visium slice; epochs that are compared and timed.
 N_SPOTS, N_GENES, EPOCHS = 3_500, 3_000, 5
+#: Counts a spot: as few as give the share of non-zeros that 3,000 variable genes have in the annotated tumour section
+#: her2st_G2 (11 %), and four times as many.
+DEPTHS = (450.0, 2_000.0)
 
 SETUP = """
 import os, sys, types, torch
@@ -86,18 +89,18 @@ result = {"losses": np.array(history.values()), "z": net.embedding(), "seconds":
 """
 
 
-def simulated() -> tuple[Any, Any]:
+def simulated(depth: float) -> tuple[Any, Any]:
     """Return expression and graph, the cells themselves in it, of a simulated slice."""
-    adata = tf.data.simulate(N_SPOTS, N_GENES, n_types=7, depth=2_000.0, seed=0)
+    adata = tf.data.simulate(N_SPOTS, N_GENES, n_types=7, depth=depth, seed=0)
     adata.obsm["spatial"] = np.random.default_rng(0).uniform(size=(N_SPOTS, 2))
     data = Inputs(adata, {})
     graph = symmetrised(spatial_graph(positions_of(data), "knn", 6))
     return data.lognorm, sparse.csr_matrix(graph + sparse.identity(N_SPOTS, dtype=np.float32, format="csr"))
 
 
-def main() -> None:
-    warnings.simplefilter("ignore")
-    x, graph = simulated()
+def compared(depth: float) -> list[dict[str, Any]]:
+    """Return the records for one depth."""
+    x, graph = simulated(depth)
     cell, neighbor = graph.nonzero()
     source = os.path.join(os.environ["TENFOLD_STAGATE_SOURCE"], "STAGATE_pyG")
     shared = {"x": x.toarray(), "epochs": EPOCHS}
@@ -134,7 +137,12 @@ def main() -> None:
             record("stagate", "benchmark", claim, metric="peak memory, MB", value=ours["_peak_mb"],
                    reference_value=theirs["_peak_mb"], passed=ours["_peak_mb"] <= theirs["_peak_mb"], **shown),
         ]  # fmt: skip
-    write(records)
+    return records
+
+
+def main() -> None:
+    warnings.simplefilter("ignore")
+    write([row for depth in DEPTHS for row in compared(depth)])
 
 
 if __name__ == "__main__":
