@@ -36,7 +36,7 @@ class Velocity(ComparedTask):
     name = "velocity"
     baseline = "random_velocity"
     companions = ("pseudotime_velocity",)
-    recommended = ("velocyto", "scvelo_deterministic", "scvelo_stochastic")
+    recommended = ("velocyto", "scvelo_deterministic", "scvelo_stochastic", "scvelo_dynamical")
     needs = ()
     accepts = ("labels", "transitions", "pseudotime", "spliced", "unspliced", "use_rep", "batch", "layer")
 

@@ -18,9 +18,11 @@ class ScVeloDeterministic(VelocityMethod):
     **Use it** as the simplest model that has a name: no iterations, nothing to go wrong, results in seconds.
 
     **Do not use it** where genes were not seen at a steady state (short processes), or where splicing or degradation
-    change between cell types: the sign of v is wrong then. One splicing rate is assumed for all genes. The confidence
-    is no evidence: it is high for counts that were permuted, too. Look at the null models of
-    ``tf.compare("velocity", ...)`` before you believe an arrow.
+    change between cell types: the sign of v is wrong then. One splicing rate is assumed for all genes. On a
+    real pancreas set its coherence (0.69) was below that of permuted counts (0.79), and so was the known direction in
+    gene space (0.12, permuted up to 0.23); what told data and permuted counts apart was the number of genes with
+    dynamics (898 against 101). On exact kinetics the direction was far above (0.62 against 0.16). Look at the null
+    models of ``tf.compare("velocity", ...)`` before you believe an arrow.
 
     **Cost**: that of a PCA and a neighbour search; the model itself takes a second for 2,000 genes.
 

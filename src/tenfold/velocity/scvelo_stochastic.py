@@ -20,9 +20,10 @@ class ScVeloStochastic(VelocityMethod):
     **Use it** where scVelo's default is asked for, as the reference point that most published velocities have.
 
     **Do not use it** for what the deterministic model cannot do either: transient genes, changing rates, short
-    processes. On a real pancreas set its coherence was *below* that of two of three null models, and its
-    direction in gene space inside the null: what told data and null apart was the number of genes with a relation
-    of u and s. Look at the null models of ``tf.compare("velocity", ...)`` before you believe an arrow.
+    processes. On a real pancreas set its coherence (0.82) was below that of permuted counts (0.84), and its
+    direction in gene space inside theirs (0.10, permuted up to 0.11): what told data and permuted counts apart was the
+    number of genes with dynamics (898 against 101). On exact kinetics the direction was far above (0.72 against 0.22).
+    Look at the null models of ``tf.compare("velocity", ...)`` before you believe an arrow.
 
     **Cost**: twice the averages of the deterministic model; seconds.
 

@@ -21,8 +21,10 @@ class Velocyto(VelocityMethod):
     **Use it** as the first published model and the strictest filter of genes of the steady-state models.
 
     **Do not use it** where no cell is at steady state, or where rates change between cell types. Pooling over 2.5 % of
-    the cells mixes branches in large data sets: the neighbour graph decides much of the picture. The confidence
-    is no evidence; look at the null models of ``tf.compare("velocity", ...)``.
+    the cells mixes branches in large data sets: the neighbour graph decides much of the picture. On a
+    real pancreas set its coherence (0.68) was below that of permuted counts (0.76), and so was the known direction in
+    gene space (0.13, permuted up to 0.23); on a simulation with exact kinetics that direction was far above (0.55
+    against 0.11), the coherence hardly (0.93 against 0.92). Look at the null models of ``tf.compare("velocity", ...)``.
 
     **Cost**: that of a PCA and a neighbour search; in large data sets 2.5 % of the cells are many: set `n_neighbors`.
 
