@@ -31,9 +31,9 @@ class SpaCell(DomainMethod):
 
     **Use it** to see what expression and picture say together, without space.
 
-    **Do not use it** to find contiguous domains: it knows no neighbours, and `SmoothPCA` is above it in every annotated
-    slice that was measured (see the evidence). Do not trust the picture before the joint code was seen to be better
-    than that of expression alone (``histology="no"``).
+    **Do not use it** to find contiguous domains: it knows no neighbours. In a breast tumour with its picture, number of
+    domains known, it reached an adjusted Rand index of 0.15, `SmoothPCA` 0.17. Do not trust the picture before the
+    joint code was seen to be better than that of expression alone (``histology="no"``).
 
     **Cost**: that of a small autoencoder: non-zero counts × 256 × epochs.
 
