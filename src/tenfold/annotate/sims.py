@@ -38,9 +38,10 @@ class SIMS(AnnotatorMethod):
 
     **Use it** to see, cell by cell, on which genes a label rests (`explain`, `importance`).
 
-    **Do not use it** for labels alone: on 700 blood cells it was nine to ten points of accuracy below the linear methods
-    (``evidence/sims_acceptance.py``), and these are faster. It needs many cells and minibatches. Masks differ from seed to seed, for
-    one of several genes that say the same will do; they say what the network looked at, not what is needed.
+    **Do not use it** for labels alone: on 700 blood cells it was nine to ten points of accuracy below the linear
+    methods (``evidence/sims_acceptance.py``), and these are faster. It needs many cells and minibatches. Masks differ
+    from seed to seed, for one of several genes that say the same will do; they say what the network looked at, not
+    what is needed.
 
     **Cost**: cells × genes × steps × epochs, trained twice, once to calibrate.
 
