@@ -40,7 +40,8 @@ class ScDeepSort(AnnotatorMethod):
 
     **Use it** to compare with, where you would ask for its published results on your own reference.
 
-    **Do not use it** for a gain over a linear model: it is one with a narrow hidden layer, and none was found.
+    **Do not use it** for a gain over a linear model: it is one with a narrow hidden layer. On five folds of blood cells
+    it was one point below logistic regression, and four in macro F1: rare types suffer.
 
     **Cost**: epochs × counts × components, trained twice, once to calibrate; labelling is one sparse product.
 
