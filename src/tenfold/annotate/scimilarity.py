@@ -48,7 +48,7 @@ class SCimilarity(CellSearch):
     encoders of the original package that you have: ``SCimilarity.from_official(folder).index(atlas, labels=...)``.
 
     **Do not use it** for labels alone: with a simulated batch left out it named 75 % of cells right; neighbours in
-    principal components named 61 %, and logistic regression, which trains in no time, 76 %. On five folds of blood cells
+    principal components named 61 %, and logistic regression, trained in no time, 76 %. On five folds of blood cells
     of one donor it was five points below that, and 17 in macro F1: 50 neighbours outvote rare types. Nor rely on
     distance for new types: it told a type that was left out from known ones with an AUROC of 0.74; 0.8 was hoped for.
     Without ``batch=`` nothing keeps the studies apart from the types, and without several studies for a label no
