@@ -36,7 +36,8 @@ class ExpiMap(ProgramReadout, TrainedMethod, LatentAnnotator):
 
     Counts are negative binomial; their mean is the softmax of a linear map of the latent variables and the batch, in
     which a pathway has weights for its own genes only. So a latent variable says how active its pathway is. A penalty
-    (group lasso) shrinks the weights of each pathway, and a large one silences pathways. A network that is told the batch gives the posterior.
+    (group lasso) shrinks the weights of each pathway, and a large one silences pathways. A network that is told the
+    batch gives the posterior.
 
     Pathways come from ``fit(adata, pathways="sets.gmt")`` or a dict of gene lists; a name with ``None`` in place of a
     list is a programme that may use any gene. Without pathways there are `n_latent` such programmes, and the method is
@@ -53,7 +54,8 @@ class ExpiMap(ProgramReadout, TrainedMethod, LatentAnnotator):
     of the linear methods (``evidence/expimap_acceptance.py``), and these are faster. Pathways that share genes share
     credit arbitrarily. That a pathway is kept does not mean that it is needed: on simulated cells none of five pathways
     without effect was silenced at the penalty that held-out likelihood chose, and no penalty told them from the others
-    (the raised pathway came first in `enrichment`). A Bayes factor compares cells, not donors: it finds differences between any two samples.
+    (the raised pathway came first in `enrichment`). A Bayes factor compares cells, not donors: it finds differences
+    between any two samples.
 
     **Cost**: cells × epochs × (pathways × genes), and as much again for a query.
 
