@@ -103,7 +103,7 @@ def test_roles_are_checked_by_name(adata):
         toy.fit(adata)
     with pytest.raises(RoleError, match=r"'batch_key' is not a data role\. Did you mean 'batch'\?"):
         toy.fit(adata, batch_key="donor")
-    with pytest.raises(RoleError, match=r"does not use 'spatial'; it takes batch, labels, layer, key_added\. Leave"):
+    with pytest.raises(RoleError, match=r"does not use 'spatial', only batch, labels, layer, key_added\. Leave"):
         toy.fit(adata, batch="donor", spatial="spatial")
     with pytest.raises(KeyMissingError, match="Did you mean 'donor'"):
         toy.fit(adata, batch="doner")

@@ -175,7 +175,7 @@ class Method(Parametrised):
             if role not in ROLES:
                 raise RoleError(f"'{role}' is not a data role.{closest(role, ROLES)} Roles are: {', '.join(ROLES)}.")
             if role not in taken:
-                raise RoleError(f"{self.info.title} does not use '{role}'; it takes {', '.join(taken)}. Leave it out.")
+                raise RoleError(f"{self.info.title} does not use '{role}', only {', '.join(taken)}. Leave {role}= out.")
             if role in _ALWAYS_ACCEPTED and not isinstance(roles[role], str):
                 raise RoleError(f"{role}= takes a name, not {type(roles[role]).__name__}: the {ROLES[role]}.")
         for role in self.info.needs if needs is None else needs:
