@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import warnings
+from abc import abstractmethod
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -31,9 +32,9 @@ class LatentAnnotator(Confident):
     `predict_sets` promises is strict for cells that could be exchanged for those.
     """
 
+    @abstractmethod
     def _scores(self, mean: np.ndarray) -> np.ndarray:
         """Return uncalibrated probabilities at posterior means, shape (n_cells, n_labels)."""
-        raise NotImplementedError
 
     def _calibrate(self: Any, data: Inputs) -> None:
         """Fit the temperature of probabilities on labelled cells that were not trained on, and learn what is known.
