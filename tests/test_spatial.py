@@ -1,5 +1,7 @@
 """Positions, spatial graphs, clustering heads, refinement, and the baseline of spatial domains."""
 
+import warnings
+
 import anndata as ad
 import numpy as np
 import pandas as pd
@@ -103,6 +105,16 @@ def test_one_section_given_as_several_is_told():
     adata.obs["slice"] = np.where(np.random.default_rng(0).random(adata.n_obs) < 0.5, "a", "b")
     with pytest.warns(UserWarning, match="one section given as several"):
         positions(adata, sample="slice")
+
+
+def test_sections_in_one_frame_are_not_taken_for_one():
+    rng = np.random.default_rng(0)
+    first, second = tissue(), tissue()
+    second.obsm["spatial"] = second.obsm["spatial"] + rng.normal((0.4, 0.3), 0.25, size=second.obsm["spatial"].shape)
+    both = ad.concat({"a": first, "b": second}, label="slice", index_unique="-")
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        positions(both, sample="slice")
 
 
 def test_a_few_shared_positions_are_told():
