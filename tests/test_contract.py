@@ -118,7 +118,6 @@ def once() -> Callable[[type[Method]], Method]:
 @every()
 def test_results_have_one_row_a_cell_and_are_finite(cls, once):
     method = once(cls)
-    assert method.run_["seconds"] < 60
     for name, value in results(method).items():
         assert len(value) == (20 if name == "sample" else 120), name
         kept = value[:, np.isfinite(value).all(axis=0)] if name in ("denoise", "correct", "velocity") else value
@@ -131,8 +130,9 @@ def test_results_have_one_row_a_cell_and_are_finite(cls, once):
 
 @every()
 def test_same_seed_same_result_other_seed_other_result(cls, once):
-    first = results(once(cls))
-    assert_same(first, results(fitted(cls)))
+    first, again = results(once(cls)), fitted(cls)
+    assert_same(first, results(again))
+    assert again.run_["seconds"] < 60  # of the second fit: the first compiles what it needs
     if cls.info.stochastic:
         other = results(fitted(cls, seed=1))
         assert any(not np.array_equal(first[name], other[name]) for name in first)

@@ -18,6 +18,8 @@ from tenfold.kernels.time_gaps import compress
 ALPHA, BETA, GAMMA, SWITCH, SCALING = range(5)
 #: Rows of the workspace of a gene, each one number a cell.
 ON_TAU, ON_U, ON_S, ON_D, OFF_TAU, OFF_U, OFF_S, OFF_D, MIXED, SPARE, N_ROWS = range(11)
+#: False and True for calls between compiled functions: Numba compiles the callee anew for each literal it is given.
+FLAGS = np.array([False, True])
 _EPS = 1e-6
 _BOX = 16
 

@@ -13,6 +13,7 @@ from numba import njit
 from tenfold.kernels.two_phase import (
     ALPHA,
     BETA,
+    FLAGS,
     GAMMA,
     ON_S,
     ON_U,
@@ -23,7 +24,7 @@ from tenfold.kernels.two_phase import (
     residuals,
     time_of_u,
 )
-from tenfold.kernels.two_phase_start import bimodality
+from tenfold.kernels.two_phase_start import bimodality, percentile
 
 
 @njit(cache=True, nogil=True, error_model="numpy")
@@ -31,7 +32,7 @@ def weigh(u, s):  # pragma: no cover  (compiled)
     """Return the cells that count: u and s positive and not above their 99th percentile."""
     weights = (u > 0) & (s > 0)
     if weights.sum() > 2:
-        top_u, top_s = np.percentile(u[weights], 99), np.percentile(s[weights], 99)
+        top_u, top_s = percentile(u[weights], 99), percentile(s[weights], 99)
         weights &= (u <= top_u) & (s <= top_s)
     return weights
 
@@ -55,7 +56,7 @@ def start(u, s, weights, sd):  # pragma: no cover  (compiled)
     """Return rates from quantiles: the ratio of the highest cells, and the levels that they have reached."""
     scaling = sd[0] / sd[1]
     x, y = u[weights] / scaling, s[weights]
-    top_s, top_u = y >= np.percentile(y, 98), x >= np.percentile(x, 98)
+    top_s, top_u = y >= percentile(y, 98), x >= percentile(x, 98)
     gamma = (x[top_s] * y[top_s]).sum() / (y[top_s] ** 2).sum() + 1e-6
     if gamma < 0.05 / scaling:
         gamma *= 1.2
@@ -205,30 +206,31 @@ def scan_scaling(gene, kept, work):  # pragma: no cover  (compiled)
             z = middle * (1 + sight * (2 * k / 3 - 1))
             new = rates.copy()
             new[BETA], new[SCALING] = rates[BETA] / rates[SCALING] * z, z
-            try_rates(gene, new, False, True, np.nan, kept, work)
+            try_rates(gene, new, FLAGS[0], FLAGS[1], np.nan, kept, work)
 
 
 @njit(cache=True, nogil=True, error_model="numpy")
 def reference_schedule(gene, kept, work):  # pragma: no cover  (compiled)
     """Run scVelo's rounds from the rates in `kept`; returns the ratio that the loss pulled to."""
+    no, yes = FLAGS[0], FLAGS[1]
     rates = kept[0]
     ratio = rates[GAMMA] / rates[BETA]
     middle = rates[ALPHA]
     for k in range(5):
         new = rates.copy()
         new[ALPHA] = middle * (1 + (k / 2 - 1) / 10)
-        try_rates(gene, new, False, True, ratio, kept, work)
+        try_rates(gene, new, no, yes, ratio, kept, work)
     rounds = (
         (np.array([SWITCH, ALPHA]), 1e-4), (np.array([SWITCH, BETA, SCALING]), 1e-4), (np.array([ALPHA, GAMMA]), 1e-2),
         (np.array([SWITCH]), 1e-4), (np.array([SWITCH, ALPHA, BETA, GAMMA]), 1e-2),
     )  # fmt: skip
     for which, tolerance in rounds:
-        new = _simplex(gene, which, tolerance, False, False, ratio, kept, work)
-        try_rates(gene, new, False, True, ratio, kept, work)
-    try_rates(gene, rates.copy(), True, False, ratio, kept, work)
-    new = _simplex(gene, np.array([SWITCH, ALPHA, BETA, GAMMA]), 1e-2, True, True, ratio, kept, work)
-    try_rates(gene, new, True, True, ratio, kept, work)
-    try_rates(gene, rates.copy(), True, True, ratio, kept, work)
+        new = _simplex(gene, which, tolerance, no, no, ratio, kept, work)
+        try_rates(gene, new, no, yes, ratio, kept, work)
+    try_rates(gene, rates.copy(), yes, no, ratio, kept, work)
+    new = _simplex(gene, np.array([SWITCH, ALPHA, BETA, GAMMA]), 1e-2, yes, yes, ratio, kept, work)
+    try_rates(gene, new, yes, yes, ratio, kept, work)
+    try_rates(gene, rates.copy(), yes, yes, ratio, kept, work)
     return ratio
 
 

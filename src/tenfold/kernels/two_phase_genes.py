@@ -10,7 +10,7 @@ from numba import njit
 from scipy import sparse
 
 from tenfold.kernels.threads import in_threads
-from tenfold.kernels.two_phase import N_ROWS, OFF_TAU, ON_TAU, assign
+from tenfold.kernels.two_phase import FLAGS, N_ROWS, OFF_TAU, ON_TAU, assign
 from tenfold.kernels.two_phase_fit import likelihood, prepare, reference_schedule, scan_scaling, start
 from tenfold.kernels.two_phase_profile import close_gaps, profile_fit
 
@@ -70,36 +70,57 @@ def fit_genes(
     loss, likely, variance, ratio = (np.full(g, np.nan) for _ in range(4))
     t, tau_on, tau_off = (np.full((g, n), np.nan, np.float32) for _ in range(3))
     out = TwoPhaseFits(np.full((g, 5), np.nan), loss, likely, variance, ratio, np.ones((g, 2)), t, tau_on, tau_off)
-    in_threads(lambda first, last: _fit_range(u, s, graph, profile, out, first, last), g)
+    fit_range = _by_profile if profile else _by_reference  # apart: each compiles for many seconds when first used
+    in_threads(lambda first, last: fit_range(u, s, graph, out, first, last), g)
     return out
 
 
 @njit(cache=True, nogil=True, error_model="numpy")
-def _fit_range(u, s, graph, profile, out, first, last):  # pragma: no cover  (compiled)
-    rates_out, loss, value, variance, ratio_out, sd_out, t_out, on_out, off_out = out
-    n = u.shape[1]
-    work = np.empty((N_ROWS + 2, n))
+def _by_profile(u, s, graph, out, first, last):  # pragma: no cover  (compiled)
+    work = np.empty((N_ROWS + 2, u.shape[1]))
     for g in range(first, last):
-        gene = prepare(u[g], s[g], graph)
-        weights, sd = gene[2], gene[3]
-        if weights.sum() <= 2:
-            continue
-        rates = start(u[g], s[g], weights, sd)
-        t, on, state = np.empty(n), np.empty(n, np.int64), np.zeros(3)
-        state[0] = assign(u[g], s[g], weights, sd, graph, gene[5], rates, False, np.nan, True, work, t, on)
-        kept = (rates, t, on, state)
-        scan_scaling(gene, kept, work)
-        if profile:
+        gene, kept = _begin(u[g], s[g], graph, work)
+        if np.isfinite(kept[3][0]):
             ratio = profile_fit(gene, kept, work)
             told = close_gaps(gene, kept, ratio, work)
-        else:
+            _record(out, g, gene, kept, ratio, told, work)
+
+
+@njit(cache=True, nogil=True, error_model="numpy")
+def _by_reference(u, s, graph, out, first, last):  # pragma: no cover  (compiled)
+    work = np.empty((N_ROWS + 2, u.shape[1]))
+    for g in range(first, last):
+        gene, kept = _begin(u[g], s[g], graph, work)
+        if np.isfinite(kept[3][0]):
             ratio = reference_schedule(gene, kept, work)
-            told, spare = np.empty(n), np.empty(n, np.int64)
-            assign(u[g], s[g], weights, sd, graph, gene[5], rates, True, ratio, True, work, told, spare)
-            told[:] = t
-        for i in range(n):
-            t_out[g, i], on_out[g, i], off_out[g, i] = told[i], work[ON_TAU, i], work[OFF_TAU, i]
-        rates_out[g] = rates
-        loss[g], ratio_out[g] = state[0], ratio
-        sd_out[g, 0], sd_out[g, 1] = sd
-        value[g], variance[g] = likelihood(u[g], s[g], weights, sd, rates, ratio, t, work)
+            _, _, weights, sd, _, smooth = gene
+            told, spare = np.empty_like(kept[1]), np.empty_like(kept[2])
+            assign(u[g], s[g], weights, sd, graph, smooth, kept[0], FLAGS[1], ratio, True, work, told, spare)
+            _record(out, g, gene, kept, ratio, kept[1], work)
+
+
+@njit(cache=True, nogil=True, error_model="numpy")
+def _begin(u, s, graph, work):  # pragma: no cover  (compiled)
+    """Return the gene and what is kept of its fit so far; the loss is infinite where too few cells count."""
+    gene = prepare(u, s, graph)
+    t, on, state = np.zeros(len(u)), np.zeros(len(u), np.int64), np.array([np.inf, 0.0, 0.0])
+    weights, sd = gene[2], gene[3]
+    if weights.sum() <= 2:
+        return gene, (np.ones(5), t, on, state)
+    kept = (start(u, s, weights, sd), t, on, state)
+    state[0] = assign(u, s, weights, sd, graph, gene[5], kept[0], FLAGS[0], np.nan, True, work, t, on)
+    scan_scaling(gene, kept, work)
+    return gene, kept
+
+
+@njit(cache=True, nogil=True, error_model="numpy")
+def _record(out, g, gene, kept, ratio, told, work):  # pragma: no cover  (compiled)
+    rates_out, loss, value, variance, ratio_out, sd_out, t_out, on_out, off_out = out
+    u, s, weights, sd = gene[:4]
+    rates, t, _, state = kept
+    for i in range(len(u)):
+        t_out[g, i], on_out[g, i], off_out[g, i] = told[i], work[ON_TAU, i], work[OFF_TAU, i]
+    rates_out[g] = rates
+    loss[g], ratio_out[g] = state[0], ratio
+    sd_out[g, 0], sd_out[g, 1] = sd
+    value[g], variance[g] = likelihood(u, s, weights, sd, rates, ratio, t, work)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import numpy as np
 from scipy import sparse
 
+from tenfold.data.inputs import Inputs
 from tenfold.data.velocity import Moments
 from tenfold.data.velocity_graph import diffusion, diffusion_distance
 from tenfold.method import MethodInfo
@@ -67,7 +68,7 @@ class PseudotimeVelocity(VelocityMethod):
         advice="The baseline without unspliced counts: a velocity that equals it adds nothing.",
     )
 
-    def _rates(self, moments: Moments) -> Rates:
+    def _rates(self, data: Inputs, moments: Moments) -> Rates:
         weights = moments.graph.connectivities.astype(np.float64)
         values, vectors = diffusion(weights)
         expressed = moments.mean @ np.diff(moments.layers.spliced.indptr).astype(np.float64)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 
+from tenfold.data.inputs import Inputs
 from tenfold.data.velocity import Moments
 from tenfold.method import MethodInfo, param
 from tenfold.velocity_models.base import Rates, VelocityMethod
@@ -64,7 +65,7 @@ class RandomVelocity(VelocityMethod):
 
     seed: int = param(0, low=0)
 
-    def _rates(self, moments: Moments) -> Rates:
+    def _rates(self, data: Inputs, moments: Moments) -> Rates:
         spread = moments.spliced.std(axis=0)
         noise = np.random.default_rng(self.seed).normal(size=moments.spliced.shape).astype(np.float32)
         velocity = (moments.mean @ noise) * spread

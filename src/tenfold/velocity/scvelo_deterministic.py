@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from tenfold.data.inputs import Inputs
 from tenfold.data.velocity import Moments
 from tenfold.method import MethodInfo, param
 from tenfold.velocity_models.base import Rates, VelocityMethod
@@ -77,7 +78,7 @@ class ScVeloDeterministic(VelocityMethod):
     min_r2: float = 0.01
     min_ratio: float = 0.01
 
-    def _rates(self, moments: Moments) -> Rates:
+    def _rates(self, data: Inputs, moments: Moments) -> Rates:
         s, u = moments.spliced, moments.unspliced
         gamma, r2, _ = by_blocks(lambda s, u: steady_state(s, u, self.percentile), s, u)
         trusted = (r2 > self.min_r2) & (gamma > self.min_ratio)

@@ -6,6 +6,7 @@ from typing import Literal
 
 import numpy as np
 
+from tenfold.data.inputs import Inputs
 from tenfold.data.velocity import Moments
 from tenfold.data.velocity_graph import TerminalStates, pseudotime
 from tenfold.kernels.two_phase_genes import fit_genes
@@ -99,7 +100,7 @@ class ScVeloDynamical(VelocityMethod):
     min_likelihood: float = param(1e-3, low=0.0)
     time_likelihood: float = param(0.1, low=0.0)
 
-    def _rates(self, moments: Moments) -> Rates:
+    def _rates(self, data: Inputs, moments: Moments) -> Rates:
         s, u = moments.spliced, moments.unspliced
         r2 = by_blocks(all_cells, s, u)[0]
         gamma = by_blocks(steady_state, s, u)[0]

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 
+from tenfold.data.inputs import Inputs
 from tenfold.data.velocity import Moments
 from tenfold.method import MethodInfo, param
 from tenfold.velocity_models.base import Rates, VelocityMethod
@@ -85,7 +86,7 @@ class Velocyto(VelocityMethod):
     def _pooled(self, n_cells: int) -> int:
         return self.n_neighbors or int(np.clip(0.025 * n_cells, 10, 500)) + 1
 
-    def _rates(self, moments: Moments) -> Rates:
+    def _rates(self, data: Inputs, moments: Moments) -> Rates:
         s, u = moments.spliced, moments.unspliced
         gamma, q, r2, correlation = by_blocks(_line, s, u)
         trusted = (r2 >= self.min_r2) & (gamma >= self.min_ratio) & (correlation >= self.min_correlation)

@@ -69,7 +69,7 @@ class VelocityMethod(Method, VelocityModel):
     normalize: bool = True
 
     @abstractmethod
-    def _rates(self, moments: Moments) -> Rates:
+    def _rates(self, data: Inputs, moments: Moments) -> Rates:
         """Return the velocity of each gene in each cell."""
 
     def _pooled(self, n_cells: int) -> int:
@@ -84,7 +84,7 @@ class VelocityMethod(Method, VelocityModel):
         )  # fmt: skip
         if not (np.isfinite(moments.spliced).all() and np.isfinite(moments.unspliced).all()):
             raise DataError("Averages over neighbours are missing (NaN) or infinite; look for such entries in layers.")
-        rates = self._rates(moments)
+        rates = self._rates(data, moments)
         self.genes_, self.columns_, self.n_genes_ = data.gene_names[moments.columns], moments.columns, data.n_genes
         self.spliced_, self.unspliced_ = moments.spliced, moments.unspliced
         self.velocity_ = np.asarray(rates.velocity, dtype=np.float32)
