@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 from tenfold import errors
 
 if TYPE_CHECKING:
-    from tenfold import annotate, data, denoise, domains, embed, generate, integrate, metrics, velocity
+    from tenfold import annotate, data, denoise, domains, embed, generate, integrate, metrics, plot, velocity
     from tenfold.catalog import load, method, methods, run
     from tenfold.compare import compare
 
@@ -30,11 +30,11 @@ _FUNCTIONS = {
     "methods": "tenfold.catalog",
     "run": "tenfold.catalog",
 }
-_MODULES = ("annotate", "data", "denoise", "domains", "embed", "generate", "integrate", "metrics", "velocity")
+_MODULES = ("annotate", "data", "denoise", "domains", "embed", "generate", "integrate", "metrics", "plot", "velocity")
 
 __all__ = [  # noqa: RUF022  (verbs first)
     "methods", "method", "run", "compare", "load",
-    "annotate", "data", "denoise", "domains", "embed", "generate", "integrate", "metrics", "velocity", "errors",
+    "annotate", "data", "denoise", "domains", "embed", "generate", "integrate", "metrics", "plot", "velocity", "errors",
 ]  # fmt: skip
 
 

@@ -8,19 +8,10 @@ from typing import Any
 
 import numpy as np
 
+from tenfold.plot.colours import PALETTE
 from tenfold.report.stored import Comparison, Run, listing, mapping
 
 MISSING = 65535  # code of a cell without a value; a column of more levels cannot be told apart by colour anyway
-
-# Each next colour is the one farthest from those before it, in CIELAB, as seen with normal vision, protanopia and
-# deuteranopia (Machado et al. 2009, doi 10.1109/TVCG.2009.113), among colours that stand out on white and near-black.
-# The first six are close to those of Okabe and Ito. tests/test_report.py measures the distances.
-PALETTE = [
-    "#006cb4", "#e49c00", "#009c78", "#cc78a8", "#d86000", "#54b4e4", "#2400fc", "#9c0c24", "#306cfc", "#c0b46c",
-    "#185460", "#9090fc", "#5430b4", "#c0603c", "#9c0090", "#fc4878", "#183ce4", "#e49ca8", "#786048", "#b43084",
-    "#a82400", "#f09c48", "#cc30cc", "#f06ccc", "#0c6054", "#9c6ca8", "#b418d8", "#0c84fc", "#cc5424", "#549048",
-    "#d8a884", "#cc8460", "#90a8fc", "#3c5424", "#fc90c0", "#24cc48", "#3c6c84", "#544890", "#c08484", "#543ca8",
-]  # fmt: skip
 
 
 def payload(comparison: Comparison) -> dict[str, Any]:
