@@ -224,3 +224,35 @@ def test_positions_that_are_not_there_are_told_before_any_run(cells, tmp_path):
     del adata.obsm["spatial"]
     with warnings.catch_warnings(), pytest.raises(KeyMissingError, match="There are no positions"):
         tf.compare("domains", adata, ["smooth_pca"], out=tmp_path / "t")
+
+
+def test_the_report_maps_the_domains_that_were_scored(cells, finished):
+    from safetensors.numpy import load_file
+
+    from tenfold.report import maps, stored
+
+    about = load_file(finished.directory / "cells.safetensors")
+    np.testing.assert_allclose(about["positions"], cells.obsm["spatial"])
+    told = cells.obs["domain"].to_numpy() != "unlabelled"
+    for name in ("pca_leiden", "smooth_pca"):
+        run = load_file(finished.directory / "runs" / f"{name}-0.safetensors")
+        for kind, metric in (("domains", "ari"), ("refined", "ari_refined")):
+            scored = finished.scores.query(f"method == '{name}' and metric == '{metric}'")["value"].item()
+            assert metrics.ari(run[kind][told], cells.obs["domain"].to_numpy()[told]) == pytest.approx(scored)
+    drawn = maps.payload(stored.read(finished.directory))
+    assert [entry["title"] for entry in drawn["maps"]] == ["Annotation", "PCA + Leiden", "Smoothed PCA"]
+    assert finished.report.read_text().count("<canvas") == 3
+
+
+def test_what_was_found_for_a_number_is_not_sought_again(cells, monkeypatch):
+    fits = []
+
+    class Halves(tf.domains.SmoothPCA):
+        def _domains(self, data, positions):
+            fits.append(self.n_clusters)
+            return np.arange(data.n_cells) % (self.n_clusters or 3)
+
+    method = Halves(n_clusters=3).fit(cells, progress=False)
+    for _ in range(3):
+        assert len(np.unique(labels_for(method, Tissue(cells, LABELS), 2, None, 0))) == 2
+    assert fits == [3, 2]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import base64
 import itertools
 import json
 import os
@@ -14,7 +15,7 @@ from rich.console import Console
 from comparison_folder import NASTY, Folder, frame_of
 from tenfold import report
 from tenfold.errors import FileFormatError
-from tenfold.report import details, embeddings, format, page, provenance, stored, summary
+from tenfold.report import details, embeddings, format, maps, page, provenance, stored, summary
 
 LATE = {"late": ("timeout", "The run passed its time limit of 60 s."), "scvi-1": ("out of memory", "It needed more.")}
 
@@ -300,3 +301,136 @@ def test_a_single_value_has_its_error_over_cells_and_several_their_deviation_ove
     Console(file=shown, width=100).print(report.terminal_table(frame))
     assert "0.500 ±.020" in shown.getvalue() and "0.500 ±.141" in shown.getvalue()
     assert "± of a single value" in shown.getvalue()
+
+
+# ---- streamlines and maps --------------------------------------------------------------------------------------------
+
+
+def _add(path, **tensors):
+    from safetensors.numpy import load_file
+
+    from tenfold.compare.files import write_tensors
+
+    write_tensors(path, {**load_file(path), **tensors})
+
+
+def _unpacked(text: str, kind: str) -> np.ndarray:
+    return np.frombuffer(base64.b64decode(text), dtype=kind)
+
+
+@pytest.fixture
+def moving(tmp_path):
+    """A comparison of velocities: PCA whirls, Harmony as well, and on permuted counts it whirls the other way."""
+    from safetensors.numpy import load_file
+
+    made = Folder(methods=("pca", "harmony", "scvi"), seeds=1).write(tmp_path / "t")
+    for name, signs in (("pca", (1,)), ("harmony", (1, -1))):
+        path = made / "runs" / f"{name}-0.safetensors"
+        x, y = load_file(path)["layout"].T
+        whirl = np.column_stack([-y, x]) / np.hypot(x, y)[:, None]
+        kinds = zip(("arrows", "null_arrows"), signs, strict=False)
+        _add(path, **{kind: (sign * whirl).astype(np.float32) for kind, sign in kinds})
+    return made
+
+
+def test_streamlines_of_a_method_stand_beside_those_of_permuted_counts(moving):
+    cells = embeddings.payload(stored.read(moving))
+    names = [method["name"] for method in cells["methods"]]
+    assert names == ["pca", "harmony", "scvi", "harmony-null"]
+    assert ["streams" in method for method in cells["methods"]] == [True, True, False, True]
+    assert [names[place] for place in cells["pair"]] == ["harmony", "harmony-null"]
+    null = cells["methods"][3]
+    assert null["of"] == 1 and "xy" not in null and "permuted counts" in null["title"]
+    for method, sign in ((cells["methods"][1], 1), (null, -1)):
+        lines = _unpacked(method["streams"], "<f4").reshape(-1, 2)
+        assert np.isnan(lines[-1]).all()
+        pieces = [
+            piece[~np.isnan(piece).any(axis=1)] for piece in np.split(lines, np.flatnonzero(np.isnan(lines[:, 0])))
+        ]
+        long = [piece for piece in pieces if len(piece) > 3]
+        assert len(long) > 10
+        for (x, y), (dx, dy) in ((piece[:-1].T, np.diff(piece, axis=0).T) for piece in long):
+            assert (sign * (x * dy - y * dx)).sum() > 0
+    html = report.build(moving).read_text(encoding="utf-8")
+    assert "They are smooth for any data" in visible(html) and 'id="streams"' in html
+
+
+def test_arrows_that_cannot_be_drawn_leave_the_page_as_it_was(tmp_path):
+    made = Folder(methods=("pca", "harmony", "scvi"), seeds=1).write(tmp_path / "t")
+    for name, arrows in (
+        ("pca", np.zeros((400, 2))),
+        ("harmony", np.full((400, 2), np.nan)),
+        ("scvi", np.ones((3, 2))),
+    ):
+        _add(made / "runs" / f"{name}-0.safetensors", arrows=arrows.astype(np.float32))
+    cells = embeddings.payload(stored.read(made))
+    assert not any("streams" in method for method in cells["methods"]) and len(cells["methods"]) == 3
+    assert 'id="streams"' not in report.build(made).read_text(encoding="utf-8")
+
+
+@pytest.fixture
+def mapped(tmp_path):
+    """A comparison of domains: two slices of a tissue of four layers and 16 cells without one."""
+    layers = ["L1", "L2", "L3", "L4", "unlabelled"]
+    made = Folder(methods=("pca", "harmony", "late"), seeds=1, labels=layers, failures=LATE).write(tmp_path / "t")
+    x, y = np.meshgrid(np.arange(20.0), np.arange(20.0))
+    codes = (x.ravel() // 5).astype(np.int32)
+    codes[:16] = 4
+    sample = (y.ravel() >= 10).astype(np.int32)
+    _add(made / "cells.safetensors", positions=np.column_stack([x.ravel(), y.ravel()]).astype(np.float32),
+         labels=codes, sample=sample)  # fmt: skip
+    domains = np.array([2, 0, 3, 1])[(x.ravel() // 5).astype(int)]
+    refined = np.where(domains == 1, 4, domains)  # of another name, and still the fourth layer
+    _add(made / "runs" / "pca-0.safetensors", domains=domains.astype(np.int32), refined=refined.astype(np.int32))
+    halves = (x.ravel() >= 10).astype(np.int32)
+    halves[-5:] = [2, 3, 4, 5, 5]
+    _add(made / "runs" / "harmony-0.safetensors", domains=halves)
+    summary_ = json.loads((made / "compare.json").read_text())
+    summary_["sample"] = {"key": "slice", "names": ["one", "<b>two</b>"]}
+    (made / "compare.json").write_text(json.dumps(summary_))
+    rows = "integrate,pca,0,layers,ari,0.75\nintegrate,pca,0,layers,ari_refined,0.5\n"
+    (made / "scores.csv").write_text((made / "scores.csv").read_text() + rows)
+    return made
+
+
+def test_domains_take_the_colours_of_the_layers_that_they_share_most_with(mapped):
+    drawn = maps.payload(stored.read(mapped))
+    assert [entry["title"] for entry in drawn["maps"]] == ["Annotation", "PCA", "Harmony"] and drawn["voted"]
+    truth, pca, harmony = (_unpacked(entry["plain"], "<u2") for entry in drawn["maps"])
+    assert (truth == drawn["missing"]).sum() == 16
+    told = truth != drawn["missing"]
+    assert (pca[told] == truth[told]).all() and (_unpacked(drawn["maps"][1]["refined"], "<u2") == pca).all()
+    assert drawn["maps"][1]["said"] == {"plain": "4 domains, ARI 0.75", "refined": "4 domains, ARI 0.50"}
+    assert drawn["names"] == ["L1", "L2", "L3", "L4", "further domain 1", "further domain 2"]
+    assert set(harmony) == set(range(6)) and "refined" not in drawn["maps"][2]
+
+
+def test_slices_stand_side_by_side(mapped):
+    drawn = maps.payload(stored.read(mapped))
+    where = _unpacked(drawn["xy"], "<f4").reshape(-1, 2)
+    assert [section["name"] for section in drawn["sections"]] == ["one", "<b>two</b>"]
+    assert drawn["spacing"] == pytest.approx(1) and drawn["width"] == pytest.approx(np.ptp(where[:, 0]))
+    one, two = where[:200], where[200:]
+    for own in (one, two):
+        np.testing.assert_allclose(np.ptp(own, axis=0), [19, 9], rtol=1e-5)
+    assert two[:, 1].min() > one[:, 1].max() + 1 or two[:, 0].min() > one[:, 0].max() + 1
+
+
+def test_maps_are_on_the_page_and_names_in_them_stay_text(mapped):
+    html = report.build(mapped).read_text(encoding="utf-8")
+    assert html.count("<canvas") == 3 and 'name="vote"' in html and "after a majority vote" in html
+    assert "<b>two</b>" not in html and len(re.findall(r"<script>(.*?)</script>", html, flags=re.DOTALL)) == 4
+
+
+def test_without_layers_the_first_method_lends_its_colours(mapped):
+    summary_ = json.loads((mapped / "compare.json").read_text())
+    summary_["labels"]["names"] = ["unlabelled", "NA", "none", "unknown", "nan"]
+    (mapped / "compare.json").write_text(json.dumps(summary_))
+    drawn = maps.payload(stored.read(mapped))
+    assert [entry["title"] for entry in drawn["maps"]] == ["PCA", "Harmony"] and not drawn["annotated"]
+    assert drawn["names"][:2] == ["domain 1", "domain 2"]
+    assert "a reference for colours, not for what is right" in report.build(mapped).read_text(encoding="utf-8")
+
+
+def test_no_positions_no_maps(folder):
+    assert maps.payload(stored.read(folder)) == {}

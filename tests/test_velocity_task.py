@@ -154,3 +154,41 @@ def test_the_real_set_has_no_evidence_of_direction(shared_data):
     found = TASK.assess(adata, {"labels": "cell_type", "transitions": order}, 0)
     assert found.numbers["trusted genes"] > 3 * max(found.numbers["trusted genes, permuted over genes"])
     assert found.numbers["excess coherence"] < 0.1
+
+
+# ---- pictures --------------------------------------------------------------------------------------------------------
+
+
+def test_pictures_are_the_projection_and_that_of_permuted_counts(branching):
+    from tenfold.data.velocity_graph import project
+
+    make = lambda seed: tf.velocity.ScVeloDeterministic(n_neighbors=15)  # noqa: E731
+    fitted = make(0).fit(branching, progress=False)
+    shown = np.arange(0, branching.n_obs, 2)
+    layout = np.random.default_rng(0).normal(size=(len(shown), 2)).astype(np.float32)
+    found = TASK.pictures(fitted, branching, {}, shown, layout, 0)["arrows"]
+    np.testing.assert_array_equal(found, project(fitted.cosines_[shown][:, shown].tocsr(), layout))
+    before = branching.layers["unspliced"].copy()
+    null = TASK.control_pictures(make, fitted, branching, {}, shown, layout, 0)["null_arrows"]
+    assert null.shape == found.shape and np.isfinite(null).all()
+    assert (before != branching.layers["unspliced"]).nnz == 0
+    cosine = (null * found).sum(axis=1) / np.maximum(np.linalg.norm(null, axis=1) * np.linalg.norm(found, axis=1), 1e-9)
+    assert abs(np.mean(cosine)) < 0.35
+
+
+def test_null_arrows_of_many_cells_are_those_of_some(branching, monkeypatch):
+    monkeypatch.setattr("tenfold.velocity._pictures.MOST_CELLS", 100)
+    make = lambda seed: tf.velocity.ScVeloDeterministic(n_neighbors=15)  # noqa: E731
+    fitted, shown = make(0).fit(branching, progress=False), np.arange(branching.n_obs)
+    layout = np.random.default_rng(0).normal(size=(len(shown), 2)).astype(np.float32)
+    null = TASK.control_pictures(make, fitted, branching, {}, shown, layout, 0)["null_arrows"]
+    assert np.isfinite(null).all(axis=1).sum() == 100
+
+
+def test_a_method_that_breaks_on_permuted_counts_has_no_null_arrows(branching):
+    def broken(seed):
+        raise RuntimeError("no")
+
+    fitted = tf.velocity.ScVeloDeterministic(n_neighbors=15).fit(branching, progress=False)
+    shown = np.arange(branching.n_obs)
+    assert TASK.control_pictures(broken, fitted, branching, {}, shown, np.zeros((len(shown), 2)), 0) == {}

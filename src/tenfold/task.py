@@ -109,6 +109,19 @@ class ComparedTask(ABC):
     def display(self, method: Method, shown: np.ndarray, seed: int) -> tuple[np.ndarray, np.ndarray | None]:
         """Return a 2-d layout of the cells `shown`, and the embedding of all cells where there is one."""
 
+    def pictures(
+        self, method: Method, adata: AnnData, roles: dict[str, str], shown: np.ndarray, layout: np.ndarray, seed: int
+    ) -> dict[str, np.ndarray]:
+        """Return what the report draws of the cells `shown` besides their layout, by name; most tasks have nothing."""
+        return {}
+
+    def control_pictures(
+        self, make: Callable[[int], Method], method: Method, adata: AnnData, roles: dict[str, str], shown: np.ndarray,
+        layout: np.ndarray, seed: int,
+    ) -> dict[str, np.ndarray]:  # fmt: skip
+        """Return pictures that need another fit, by name; they are made with the controls."""
+        return {}
+
     @abstractmethod
     def metrics(self) -> dict[str, dict[str, Any]]:
         """Return title, group, range, what is good and known criticism of every metric."""

@@ -37,7 +37,7 @@ def prepared(adata: AnnData, judge: ComparedTask, roles: dict[str, str]) -> AnnD
         numeric_column(adata[adata.obs[roles["pseudotime"]].notna()] if roles["pseudotime"] in adata.obs else adata,
                        roles["pseudotime"], "pseudotime")  # fmt: skip
     obs = adata.obs[list(dict.fromkeys(columns))].copy()
-    for role in ("batch", "labels"):
+    for role in ("batch", "labels", "sample"):
         if role in roles:
             obs[roles[role]] = obs[roles[role]].astype(str).astype("category")
     prepared = AnnData(counts, obs=obs, var=adata.var[[]].copy())
@@ -101,6 +101,7 @@ def head(
         "roles": roles,
         "batch": levels("batch"),
         "labels": levels("labels"),
+        "sample": levels("sample"),
         "methods": list(plan),
         "seeds": max(plan.values(), key=len),
         "plan": plan,
@@ -128,12 +129,15 @@ def _fingerprint(adata: AnnData, roles: dict[str, str]) -> str:
 
 
 def write_cells(directory: Path, adata: AnnData, roles: dict[str, str]) -> None:
-    """Write which cells are shown in the report, with their batch and label."""
+    """Write which cells are shown in the report, with their batch, label and slice, and where they lie in tissue."""
     shown = np.arange(adata.n_obs)
     if adata.n_obs > MAX_SHOWN:
         shown = np.sort(np.random.default_rng(0).choice(adata.n_obs, MAX_SHOWN, replace=False))
     tensors = {"shown": shown.astype(np.int64)}
-    for role in ("batch", "labels"):
+    for role in ("batch", "labels", "sample"):
         if role in roles:
             tensors[role] = adata.obs[roles[role]].cat.codes.to_numpy().astype(np.int32)
+    key = roles.get("spatial", "spatial")
+    if key in adata.obsm:
+        tensors["positions"] = np.asarray(adata.obsm[key], dtype=np.float32)[:, :2]
     write_tensors(directory / "cells.safetensors", tensors)

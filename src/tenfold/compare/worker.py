@@ -90,6 +90,8 @@ def empty_record(job: Job) -> dict[str, Any]:
 
 
 def _carry_out(job: Job, record: dict[str, Any]) -> None:
+    from safetensors.numpy import load_file
+
     from tenfold import catalog
     from tenfold.compare.tasks import compared_task
     from tenfold.data.reading import read
@@ -114,7 +116,13 @@ def _carry_out(job: Job, record: dict[str, Any]) -> None:
     scores = task.evaluate(method, adata, job.roles, job.seed)
     record["scores"] = [asdict(score) for score in scores]
     stage("layout")
-    _store_layout(job, task, method)
+    shown = load_file(job.cells)["shown"]
+    layout, embedding = task.display(method, shown, job.seed)
+    tensors = {"layout": layout.astype("float32")}
+    if embedding is not None:
+        tensors["embedding"] = embedding.astype("float32")
+    tensors |= task.pictures(method, adata, job.roles, shown, layout, job.seed)
+    write_tensors(Path(job.result).with_suffix(".safetensors"), tensors)
     if not job.controls:
         return
     write_json(Path(job.result), {**record, "complete": False})
@@ -122,16 +130,11 @@ def _carry_out(job: Job, record: dict[str, Any]) -> None:
     for control, found in task.controls(make, method, adata, job.roles, job.seed, job.controls == "all"):
         record["controls"].append(asdict(control))
         record["scores"] += [asdict(score) for score in found]
-
-
-def _store_layout(job: Job, task: Any, method: Any) -> None:
-    from safetensors.numpy import load_file
-
-    layout, embedding = task.display(method, load_file(job.cells)["shown"], job.seed)
-    tensors = {"layout": layout.astype("float32")}
-    if embedding is not None:
-        tensors["embedding"] = embedding.astype("float32")
-    write_tensors(Path(job.result).with_suffix(".safetensors"), tensors)
+    write_json(Path(job.result), {**record, "complete": False})  # a time-out in a picture does not cost the controls
+    stage("pictures of controls")
+    more = task.control_pictures(make, method, adata, job.roles, shown, layout, job.seed)
+    if more:
+        write_tensors(Path(job.result).with_suffix(".safetensors"), {**tensors, **more})
 
 
 def _end_with(parent: int) -> None:

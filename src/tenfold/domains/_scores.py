@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 
 from tenfold import metrics
-from tenfold.domains._trial import HEADS, REFINING, Found, Tissue, clustered_embedding, labels_for, own_labels
+from tenfold.domains._trial import HEADS, REFINING, Found, Tissue, clustered_embedding, labels_for
 from tenfold.errors import DataError
 from tenfold.method import Method
 from tenfold.task import Score
@@ -108,17 +108,10 @@ def agreement(found: Found, tissue: Tissue, kinds: tuple[str, ...], group: str, 
     return scores
 
 
-def by_layers(method: Method, tissue: Tissue, seed: int) -> tuple[Found, list[Score]]:
-    """Score a method against annotated layers: number of domains known and unknown, and by every head.
-
-    Returns
-    -------
-    The domains for the annotated number, and the scores.
-    """
+def by_layers(method: Method, found: Found, tissue: Tissue, seed: int) -> list[Score]:
+    """Score a method against annotated layers: number of domains known (`found`) and unknown, and by every head."""
     layers = tissue.layers
     assert layers is not None
-    labels = labels_for(method, tissue, layers.number, None, seed)
-    found = tissue.refined(own_labels(method) if labels is None else labels)
     scores = agreement(found, tissue, ("ari", "nmi", "homogeneity", "completeness"), "layers")
     chosen = labels_for(method, tissue, None, None, seed)
     if chosen is not None:
@@ -132,7 +125,7 @@ def by_layers(method: Method, tissue: Tissue, seed: int) -> tuple[Found, list[Sc
                 assert labels is not None
                 own = tissue.refined(labels)
             scores += agreement(own, tissue, ("ari",), "heads", f"_{head}")
-    return found, scores
+    return scores
 
 
 def smoothness(found: Found, tissue: Tissue) -> list[Score]:

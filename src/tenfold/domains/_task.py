@@ -14,7 +14,7 @@ from tenfold.data import graph
 from tenfold.domains import _controls
 from tenfold.domains._ranking import ranked, recommended
 from tenfold.domains._scores import DESCRIBED, across_sections, by_layers, marker_moran, smoothness
-from tenfold.domains._trial import Tissue, Trial, clustered_embedding, own_labels
+from tenfold.domains._trial import Tissue, Trial, clustered_embedding, judged, own_labels
 from tenfold.method import Method
 from tenfold.task import Assessment, ComparedTask, Control, Recommendation, Score
 
@@ -55,9 +55,9 @@ class Domains(ComparedTask):
         """Score the domains of a fitted method."""
         tissue = Tissue(adata, roles)
         scores: list[Score] = []
-        found = tissue.refined(own_labels(method))
+        found = judged(method, tissue, seed)
         if tissue.layers is not None:
-            found, scores = by_layers(method, tissue, seed)
+            scores = by_layers(method, found, tissue, seed)
         scores += smoothness(found, tissue)
         return scores + across_sections(method, found, tissue, seed)
 
@@ -95,6 +95,13 @@ class Domains(ComparedTask):
         points = embedding[shown]
         connectivities = graph.neighbor_graph(points, min(15, len(points) - 1)).connectivities
         return graph.layout(connectivities, points, seed=seed), embedding
+
+    def pictures(
+        self, method: Method, adata: AnnData, roles: dict[str, str], shown: np.ndarray, layout: np.ndarray, seed: int
+    ) -> dict[str, np.ndarray]:
+        """Return the domains of the cells `shown`, as clustered and after the majority vote, for the maps."""
+        found = judged(method, Tissue(adata, roles), seed)
+        return {"domains": found.plain[shown].astype(np.int32), "refined": found.refined[shown].astype(np.int32)}
 
     def metrics(self) -> dict[str, dict[str, Any]]:
         """Return the description of every metric, with the known criticism of each."""

@@ -7,6 +7,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import Any, NamedTuple
+from weakref import WeakKeyDictionary
 
 import numpy as np
 from anndata import AnnData
@@ -28,6 +29,8 @@ REFINING = 50
 CONTROL_CELLS = 2000
 #: How annotators call a cell without a layer.
 UNANNOTATED = {"unlabelled", "unlabeled", "unannotated", "unassigned", "unknown", "nan", "na", "none", ""}
+#: Labels that were found for a method, which is fitted once: scores, controls and maps ask for the same, at a fit each.
+_KNOWN: WeakKeyDictionary[Method, dict[tuple, np.ndarray | None]] = WeakKeyDictionary()
 
 
 class Layers(NamedTuple):
@@ -169,6 +172,14 @@ def labels_for(method: Method, tissue: Tissue, number: int | None, head: Head | 
     A method that clusters an embedding is not fitted again; one that does not is, unless it was fitted with this
     number. None where it cannot do without a number.
     """
+    known = _KNOWN.setdefault(method, {})
+    asked = (number, head, seed, tissue.adata.n_obs)
+    if asked not in known:
+        known[asked] = _labels_for(method, tissue, number, head, seed)
+    return known[asked]
+
+
+def _labels_for(method: Method, tissue: Tissue, number: int | None, head: Head | None, seed: int) -> np.ndarray | None:
     embedding, given = clustered_embedding(method), method.parameters.get("n_clusters")
     if head is None and given == number:
         return own_labels(method)
@@ -183,3 +194,9 @@ def labels_for(method: Method, tissue: Tissue, number: int | None, head: Head | 
             return own_labels(Trial(lambda _: again).fit(tissue, seed, number))
         except TenfoldError:
             return None
+
+
+def judged(method: Method, tissue: Tissue, seed: int) -> Found:
+    """Return the domains that a method is judged by: for the annotated number of layers, or as it found them."""
+    labels = labels_for(method, tissue, tissue.layers.number, None, seed) if tissue.layers else None
+    return tissue.refined(own_labels(method) if labels is None else labels)

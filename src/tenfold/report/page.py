@@ -92,20 +92,23 @@ def build(directory: str | Path) -> Path:
 def _render(comparison: stored.Comparison) -> str:
     from markupsafe import Markup
 
-    from tenfold.report.embeddings import payload
+    from tenfold.report import embeddings, maps
 
-    cells = payload(comparison)
+    cells, drawn = embeddings.payload(comparison), maps.payload(comparison)
     scripts = [_asset("table.js")]
     if cells:
         from plotly.offline import get_plotlyjs
 
         scripts += [get_plotlyjs().replace("\r\n", "\n"), _asset("embeddings.js")]
+    if drawn:
+        scripts.append(_asset("maps.js"))
     if any("</script" in script.lower() for script in scripts):
         raise RuntimeError("A script of the report would end early: it contains a closing script tag.")
     page = _environment().get_template("report.html.j2")
     return page.render(
         **_context(comparison),
         cells=cells,
+        maps=drawn,
         style=Markup(_asset("report.css")),
         scripts=[Markup(script) for script in scripts],
         policy=_policy(scripts),

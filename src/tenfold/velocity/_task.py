@@ -25,6 +25,7 @@ from tenfold.velocity._nulls import (
     own_roles,
     pairs_of,
 )  # fmt: skip
+from tenfold.velocity._pictures import arrows, arrows_of_null
 from tenfold.velocity._ranking import DESCRIBED, ranked, recommended
 from tenfold.velocity.scvelo_stochastic import ScVeloStochastic
 from tenfold.velocity_models.base import VelocityMethod
@@ -127,6 +128,23 @@ class Velocity(ComparedTask):
         """Return a UMAP layout of the neighbour graph of the cells `shown`."""
         connectivities = cast(VelocityMethod, method).connectivities_
         return graph.layout(connectivities[shown][:, shown].tocsr(), None, seed=seed), None
+
+    def pictures(
+        self, method: Method, adata: AnnData, roles: dict[str, str], shown: np.ndarray, layout: np.ndarray, seed: int
+    ) -> dict[str, np.ndarray]:
+        """Return the arrows of the cells in the layout."""
+        return {"arrows": arrows(cast(VelocityMethod, method), shown, layout)}
+
+    def control_pictures(
+        self, make: Callable[[int], Method], method: Method, adata: AnnData, roles: dict[str, str], shown: np.ndarray,
+        layout: np.ndarray, seed: int,
+    ) -> dict[str, np.ndarray]:  # fmt: skip
+        """Return the arrows of the method on permuted counts, where it finds any."""
+        build, fitted = cast("Callable[[int], VelocityMethod]", make), cast(VelocityMethod, method)
+        try:
+            return {"null_arrows": arrows_of_null(build, fitted, adata, roles, shown, layout, seed)}
+        except Exception:  # the control of null models says what a method makes of such counts
+            return {}
 
     def metrics(self) -> dict[str, dict[str, Any]]:
         """Return the description of every metric, excess coherence first."""

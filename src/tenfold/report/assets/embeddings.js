@@ -1,11 +1,12 @@
 "use strict";
-// Draws the cells of one method, or of two side by side, coloured by batch or label.
+// Draws the cells of one method, or of two side by side, coloured by batch or label, with the lines along velocities.
 (() => {
   const cells = JSON.parse(document.getElementById("cells").textContent);
   const paneElements = [...document.querySelectorAll(".pane")];
   const legend = document.getElementById("legend");
   const namesBox = document.getElementById("names");
   const besideBox = document.getElementById("beside");
+  const streamsBox = document.getElementById("streams");
   const GREY = "#9aa3ad";
   const size = cells.n > 30000 ? 2.5 : cells.n > 10000 ? 3.5 : cells.n > 2500 ? 4.5 : 6;
   const state = { colour: 0, chosen: new Set() };
@@ -19,7 +20,10 @@
 
   // Arrays are unpacked when a method or a colouring is first looked at.
   function coordinates(method) {
-    if (!method.x) {
+    if (method.of !== undefined && !method.x) {
+      const { x, y } = coordinates(cells.methods[method.of]);
+      Object.assign(method, { x, y });
+    } else if (!method.x) {
       const xy = new Float32Array(bytes(method.xy));
       method.x = Float32Array.from({ length: cells.n }, (_, i) => xy[2 * i]);
       method.y = Float32Array.from({ length: cells.n }, (_, i) => xy[2 * i + 1]);
@@ -69,6 +73,15 @@
     ];
   }
 
+  function streams(method) {
+    if (!method.streams || !streamsBox?.checked) return [];
+    const lines = new Float32Array(bytes(method.streams));
+    const of = (place) => Array.from({ length: lines.length / 2 }, (_, i) => lines[2 * i + place]);
+    const dark = matchMedia("(prefers-color-scheme: dark)").matches;
+    return [{ type: "scatter", mode: "lines", x: of(0), y: of(1), connectgaps: false, hoverinfo: "skip",
+      showlegend: false, line: { width: 1.3, color: dark ? "#ffffff" : "#000000" } }];
+  }
+
   const median = (values) => values.sort((one, other) => one - other)[values.length >> 1];
 
   function annotations(method) {
@@ -102,7 +115,7 @@
     }
     const picked = Number(document.getElementById(`method-${pane}`).value);
     const method = coordinates(cells.methods[picked]);
-    const drawn = traces(method);
+    const drawn = [...traces(method), ...streams(method)];
     const axis = { visible: false, zeroline: false, showgrid: false };
     const layout = {
       margin: { l: 8, r: 8, t: 8, b: 8 }, paper_bgcolor: "rgba(0,0,0,0)", plot_bgcolor: "rgba(0,0,0,0)",
@@ -114,7 +127,8 @@
       toImageButtonOptions: { filename: `tenfold-${method.name}`, scale: 2 } };
     const colour = colouring();
     plot.setAttribute("aria-label", `UMAP of ${method.title}, ${cells.n} cells` +
-      (colour ? `, coloured by ${colour.kind} (${colour.names.length} levels)` : ""));
+      (colour ? `, coloured by ${colour.kind} (${colour.names.length} levels)` : "") +
+      (method.streams ? ", with streamlines of its velocities" : ""));
     const fresh = !plot.data;
     Plotly.react(plot, drawn.map(({ index, ...rest }) => rest), layout, config).then(() => {
       plot.dataset.drawn = String(Number(plot.dataset.drawn || 0) + 1);
@@ -192,6 +206,7 @@
     document.getElementById(`method-${pane}`).addEventListener("change", () => draw(pane));
   });
   if (namesBox) namesBox.addEventListener("change", redraw);
+  if (streamsBox) streamsBox.addEventListener("change", redraw);
   if (besideBox) {
     besideBox.addEventListener("change", () => {
       paneElements[1].hidden = !besideBox.checked;
