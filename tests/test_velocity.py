@@ -196,7 +196,7 @@ def test_line_with_offset_is_the_constrained_optimum():
         top_q = 2 * (w * u).sum() / w.sum()
         found = optimize.minimize(
             lambda m, s=s, u=u, w=w: float((w * (u - m[0] * s - m[1]) ** 2).sum()), (0.1, 0.0), method="L-BFGS-B",
-            bounds=[(0, 30), (0, top_q)],
+            bounds=[(0, 20), (0, top_q)],
         )  # fmt: skip
         ours = float((w * (u - gamma * s - q) ** 2).sum())
         assert ours <= found.fun * (1 + 1e-6)

@@ -16,7 +16,7 @@ class Velocyto(VelocityMethod):
 
     Counts are averaged over each cell's own nearest neighbours (2.5 % of the cells). Cells below the 2nd and above the
     98th percentile of s / q99.9 + u / q99.9 are taken to be at steady state, switched off or on; γ and q are the
-    weighted least-squares line through them with γ in [0, 30] and q ≥ 0, in closed form. Genes with R² ≥ 0.1,
+    weighted least-squares line through them with γ in [0, 20] and q ≥ 0, in closed form. Genes with R² ≥ 0.1,
     γ ≥ 0.01 and a correlation of u and s ≥ 0.1 are used.
 
     **Use it** as the first published model and the strictest filter of genes of the steady-state models.

@@ -100,7 +100,7 @@ def generalised(
 
 
 def line_with_offset(s: np.ndarray, u: np.ndarray, weights: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Fit u = gamma s + q by weighted least squares with gamma in [0, 30] and q in [0, 2 × mean u], in closed form.
+    """Fit u = gamma s + q by weighted least squares with gamma in [0, 20] and q in [0, 2 × mean u], in closed form.
 
     The optimum of a convex quadratic in a box lies inside it or on an edge: all five candidates are compared.
 
@@ -118,7 +118,7 @@ def line_with_offset(s: np.ndarray, u: np.ndarray, weights: np.ndarray) -> tuple
     n = np.maximum(weights.sum(axis=0), 1e-300)
     ms, mu = (weights * s).sum(axis=0) / n, (weights * u).sum(axis=0) / n
     ss, su = (weights * s * s).sum(axis=0) / n, (weights * s * u).sum(axis=0) / n
-    top_gamma, top_q = np.full_like(ms, 30.0), 2 * mu
+    top_gamma, top_q = np.full_like(ms, 20.0), 2 * mu
     inner = ratio(su - ms * mu, ss - ms**2)
     candidates = [(inner, mu - inner * ms)]
     for q in (np.zeros_like(ms), top_q):
