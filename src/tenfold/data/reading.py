@@ -31,7 +31,7 @@ def read(path: str | Path, modality: str = "rna", backed: bool = False) -> AnnDa
     path
         .h5ad, .h5mu or .zarr; 10x .h5 (Cell Ranger, Space Ranger); a folder with 10x ``matrix.mtx``, barcodes and
         features or genes, compressed or not; a Space Ranger folder (counts and ``spatial/``); a SpatialData store
-        (.zarr), of which the table is read, not the pictures; .loom.
+        (.zarr), of which the table and a picture of each of its regions are read; .loom.
     modality
         Which modality to take from a MuData file; other kinds hold one only and ignore it.
     backed
@@ -42,7 +42,7 @@ def read(path: str | Path, modality: str = "rna", backed: bool = False) -> AnnDa
     -------
     Cells × genes as they are stored. Of 10x data the "Gene Expression" features are kept; repeated gene symbols get
     a number, and ``var["gene_ids"]`` keeps the identifiers. Visium spots have ``obsm["spatial"]`` (x, y in pixels of
-    the full image) and images and scale factors in ``uns["spatial"]``.
+    the full image) and images and scale factors in ``uns["spatial"]``, as cells of a SpatialData store have.
 
     Raises
     ------

@@ -1,4 +1,4 @@
-"""SpatialData stores: their table of cells, read without the spatialdata package."""
+"""SpatialData stores: their table of cells and its pictures, read without the spatialdata package."""
 
 from __future__ import annotations
 
@@ -22,7 +22,13 @@ def is_store(path: Path) -> bool:
 def read_store(path: Path) -> AnnData:
     """Read the table of a SpatialData store; cells need positions in its ``obsm["spatial"]``.
 
-    The table of several is the one that is called ``table``. Pictures stay where they are, which is said.
+    The table of several is the one that is called ``table``. A picture of each region that has one goes to
+    ``uns["spatial"]``, in about 2,000 pixels, unless the table brings its own.
+
+    Warns
+    -----
+    UserWarning
+        There are pictures, and some region has none that can be placed; the warning says why.
 
     Raises
     ------
@@ -39,7 +45,10 @@ def read_store(path: Path) -> AnnData:
             "them, e.g. "
             f"'{sorted(found.values())[0]}'."
         )
-    adata = read_zarr(found.get("table") or next(iter(found.values())))
+    import zarr
+
+    entry = found.get("table") or next(iter(found.values()))
+    adata = read_zarr(entry)
     if "spatial" not in adata.obsm:
         raise FileFormatError(
             f"The table of the SpatialData store '{path}' has no positions in obsm['spatial']; they are in its shapes. "
@@ -47,9 +56,24 @@ def read_store(path: Path) -> AnnData:
             "spatialdata.get_centroids(sdata[name]) of its shapes or labels, in the order of the table, into "
             "sdata['table'].obsm['spatial'], and write that table as .h5ad."
         )
-    if (path / "images").is_dir():
-        warnings.warn(
-            f"Pictures in the SpatialData store '{path}' are not read; methods that look at them need uns['spatial'].",
-            stacklevel=2,
-        )
+    if (path / "images").is_dir() and not adata.uns.get("spatial"):
+        _add_pictures(path, adata, str(zarr.open_group(entry, mode="r").attrs.get("region_key")))
     return adata
+
+
+def _add_pictures(path: Path, adata: AnnData, region_key: str) -> None:
+    """Put a picture of each region into ``uns["spatial"]``, and say where there is none."""
+    from tenfold.data.spatial_pictures import pictures_of
+
+    if region_key in adata.obs:
+        found, missing = pictures_of(path, adata.obs[region_key])
+    else:
+        found, missing = {}, ["the table does not say which element its cells are in (region_key)"]
+    if found:
+        adata.uns["spatial"] = found
+    if missing:
+        warnings.warn(
+            f"Pictures in the SpatialData store '{path}' that are not read: {'; '.join(missing)}. Methods that look at "
+            "pictures need uns['spatial'] in Scanpy's form.",
+            stacklevel=3,
+        )
