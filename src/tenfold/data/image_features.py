@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from tenfold.data.images import Slide, slides_of
+from tenfold.data.images import Slide, slides_of, window_means
 from tenfold.data.inputs import Inputs
 from tenfold.data.spatial import Positions
 from tenfold.errors import DataError
@@ -21,6 +21,8 @@ from tenfold.kernels.texture import PROPERTIES, STEPS, cooccurrence, intensities
 QUANTILES, BINS = (0.9, 0.5, 0.1), 10
 #: Sides of the squares of `default_features`, in spots; components of `morphology`.
 SCALES, COMPONENTS = (1.0, 2.0, 4.0), 50
+#: Points across a square of `patches`.
+ACROSS = 12
 #: Optical density of haematoxylin and eosin in red, green and blue, and of what is left of them.
 STAINS = np.array([[0.65, 0.70, 0.29], [0.07, 0.99, 0.11], [0.27, 0.57, 0.78]])
 
@@ -156,6 +158,29 @@ def default_features(slide: Slide) -> pd.DataFrame:
                  texture(picture, side, mean=True, names=channels)]  # fmt: skip
         parts += [part.add_suffix(f"_scale-{scale:g}") for part in found]
     return pd.concat(parts, axis=1)
+
+
+def patches(slide: Slide, side: float) -> np.ndarray:
+    """Return the picture around each cell itself, at 12 × 12 points; each is the mean of the pixels nearest to it.
+
+    Parameters
+    ----------
+    slide
+        Picture of a section.
+    side
+        Side of the square around a cell, in units of the positions: squares of all sections are alike, whatever the
+        resolution of their pictures.
+
+    Returns
+    -------
+    Row by row, red, green and blue of each point between 0 and 1, shape (n_cells, 432), float32.
+    """
+    step = side * slide.scale / ACROSS
+    offset = (np.arange(ACROSS) - (ACROSS - 1) / 2) * step
+    grid = np.stack(np.meshgrid(offset, offset), axis=-1).reshape(-1, 2)
+    where = (slide.where[:, None] + grid).reshape(-1, 2)
+    found = window_means(slide._replace(where=where), int(max(step - 1, 0) / 2))
+    return (found / 255).reshape(len(slide.where), -1).astype(np.float32)
 
 
 def morphology(

@@ -14,6 +14,8 @@ from tenfold.kernels.sparse_linear import rows_times
 
 #: Share of non-zeros above which a dense product is faster.
 _DENSE = 0.25
+#: Columns that a sparse matrix is multiplied with at once: of more, the factor would not stay in the cache.
+_AT_ONCE = 128
 
 
 class Fixed(nn.Module):
@@ -55,7 +57,8 @@ class Fixed(nn.Module):
         indptr, indices, values = (self.get_buffer(f"{name}_{key}") for key in ("indptr", "indices", "values"))
         n_rows, n_columns = self.shape[::-1] if transposed else self.shape
         if x.device.type == "cpu":
-            return rows_times(SparseRows(indptr, indices, values, n_columns), x)
+            rows = SparseRows(indptr, indices, values, n_columns)
+            return torch.cat([rows_times(rows, part) for part in x.split(_AT_ONCE, dim=1)], dim=1)
         return torch.sparse_csr_tensor(indptr, indices, values, (n_rows, n_columns)) @ x
 
 
@@ -95,8 +98,15 @@ class Neighborhoods(nn.Module):
             self.register_buffer(name, torch.from_numpy(value.astype(np.int64)), persistent=False)
         self.n_cells = graph.shape[0]
 
-    def softmax(self, logits: Tensor) -> Tensor:
-        """Return weights that sum to 1 over the neighbours of each cell; logits must be bounded, shape (n_edges,)."""
+    def softmax(self, logits: Tensor, bounded: bool = True) -> Tensor:
+        """Return weights that sum to 1 over the neighbours of each cell, shape (n_edges,).
+
+        Logits that are not `bounded` are taken relative to the largest of each cell, so that none overflows.
+        """
+        if not bounded:
+            cell, free = self.get_buffer("cell"), logits.detach()
+            highest = free.new_full((self.n_cells,), -torch.inf).scatter_reduce(0, cell, free, "amax")
+            logits = logits - highest[cell]
         weights = logits.exp()
         total = weights.new_zeros(self.n_cells).index_add(0, self.get_buffer("cell"), weights)
         return weights / total[self.get_buffer("cell")]
@@ -104,6 +114,10 @@ class Neighborhoods(nn.Module):
     def mean(self, weights: Tensor, x: Tensor) -> Tensor:
         """Return the sum over the neighbours of each cell of weight times features, (n_cells, n)."""
         return _WeightedSum.apply(self, weights, x)
+
+    def products(self, first: Tensor, second: Tensor) -> Tensor:
+        """Return the inner product of `first` of the cell and `second` of the neighbour of every edge, (n_edges,)."""
+        return _EdgeProducts.apply(self, first, second)
 
     def spread(self, weights: Tensor, x: Tensor, transposed: bool = False) -> Tensor:
         """Return the product of the weights as a matrix, or of its transpose, with `x`, without a gradient."""
@@ -132,6 +146,21 @@ class _WeightedSum(torch.autograd.Function):
         if ctx.needs_input_grad[1]:
             to_weights = edge_products(upstream, x, around.get_buffer("indptr"), around.get_buffer("neighbor"))
         return None, to_weights, to_x
+
+
+class _EdgeProducts(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx, around, first, second):
+        ctx.around = around
+        ctx.save_for_backward(first, second)
+        return edge_products(first, second, around.get_buffer("indptr"), around.get_buffer("neighbor"))
+
+    @staticmethod
+    @torch.autograd.function.once_differentiable
+    def backward(ctx, upstream):
+        first, second = ctx.saved_tensors
+        around, upstream = ctx.around, upstream.contiguous()
+        return None, around.spread(upstream, second), around.spread(upstream, first, transposed=True)
 
 
 def product_error(square: float, left: Tensor, onto: Tensor, right: Tensor) -> Tensor:

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import warnings
-from typing import Literal
+from collections.abc import Callable
+from typing import Any, Literal
 
 import numpy as np
 
 from tenfold.data.image_features import default_features, morphology
-from tenfold.data.images import has_pictures
+from tenfold.data.images import Slide, has_pictures
 from tenfold.data.inputs import Inputs
 from tenfold.data.spatial import Positions
 from tenfold.errors import ParameterError
@@ -17,8 +18,9 @@ Histology = Literal["auto", "yes", "no"]
 
 
 def seen(
-    data: Inputs, positions: Positions, histology: Histology, network: str | None, weights: str | None, without: str
-) -> np.ndarray | None:
+    data: Inputs, positions: Positions, histology: Histology, network: str | None, weights: str | None, without: str,
+    features: Callable[[Slide], Any] = default_features,
+) -> np.ndarray | None:  # fmt: skip
     """Return components of picture features, shape (n_cells, n_components), or None where no picture is looked at.
 
     Parameters
@@ -31,6 +33,8 @@ def seen(
         Network of timm and the file of its weights; None for features that need neither.
     without
         What the method does without a picture, for the warning.
+    features
+        What is looked at where no network is named.
     """
     if (network is None) != (weights is None):
         raise ParameterError("network= and weights= belong together: a name of timm, and the file of its weights.")
@@ -40,7 +44,7 @@ def seen(
         warnings.warn(f"There is no picture in uns['spatial']: {without}.", stacklevel=5)
         return None
     if network is None or weights is None:
-        return morphology(data, positions, default_features)
+        return morphology(data, positions, features)
     from tenfold.nn.image_encoder import ImageEncoder
 
     return morphology(data, positions, ImageEncoder.from_timm(network, weights).features)
