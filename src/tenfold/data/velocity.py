@@ -163,6 +163,13 @@ def size_normalised(matrix: sparse.csr_matrix, totals: np.ndarray) -> sparse.csr
     return sparse.csr_matrix(sparse.diags_array(scale.astype(np.float32)) @ matrix)
 
 
+def size_medians(data: Inputs) -> np.ndarray:
+    """Return the median totals of spliced and of unspliced counts, which cells are normalised to, shape (2,)."""
+    return np.array([
+        np.median(np.asarray(layer.sum(axis=1, dtype=np.float64)).ravel()) for layer in layers_of(data, 1.0, False)
+    ])  # fmt: skip
+
+
 def smoothed(mean: sparse.csr_matrix, matrix: sparse.spmatrix) -> np.ndarray:
     """Average a sparse matrix over neighbours, shape (n_cells, n_genes), float32, block by block of genes."""
     columns = sparse.csc_matrix(matrix)
@@ -182,6 +189,7 @@ def moments_of(
     max_unspliced: float = 0.5,
     normalize: bool = True,
     mutual: bool = True,
+    columns: np.ndarray | None = None,
 ) -> Moments:
     """Filter genes, normalise both layers, find neighbours and average over them.
 
@@ -203,6 +211,8 @@ def moments_of(
         Divide each layer by its own totals. False for data without sampling, such as exact simulations.
     mutual
         Average over cells that either is a neighbour of; False: over a cell's own neighbours only.
+    columns
+        Genes to take, in this order, instead of filtering.
 
     Raises
     ------
@@ -211,7 +221,7 @@ def moments_of(
     """
     check.check_neighbors(data.n_cells, n_neighbors)
     layers = layers_of(data, max_unspliced, normalize)
-    genes = _genes(data, layers, n_top_genes, min_shared_counts)
+    genes = _genes(data, layers, n_top_genes, min_shared_counts) if columns is None else columns
     embedding = _embedding(data, genes, n_components)
     graph = neighbor_graph(embedding, n_neighbors)
     edges = graph.connectivities if mutual else graph.distances
