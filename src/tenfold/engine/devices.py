@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import random
+import warnings
 import zlib
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -16,6 +17,7 @@ from lightning_fabric.plugins.environments import LightningEnvironment, TorchEla
 from torch.nn import Module, Parameter
 
 from tenfold.errors import ParameterError, ResourceError, closest
+from tenfold.kernels.sparse_linear import multiplies_bfloat16
 
 PRECISIONS = ("32-true", "bf16-mixed")
 
@@ -49,13 +51,12 @@ def find_device(name: str) -> torch.device:
 
 
 def make_fabric(device: torch.device, precision: str) -> Fabric:
-    """Return a launched Fabric: for one device, or under torchrun for this process's share of all.
-
-    ParameterError for a precision that is not offered.
-    """
+    """Return a launched Fabric: one device or, under torchrun, its share of all; ParameterError: no such precision."""
     if precision not in PRECISIONS:
         hint = closest(precision, PRECISIONS)
         raise ParameterError(f"precision='{precision}' is not offered.{hint} Give {' or '.join(PRECISIONS)}.")
+    if precision == "bf16-mixed" and device.type == "cpu" and not multiplies_bfloat16():
+        warnings.warn("This processor has no bfloat16 instructions: precision='32-true' is much faster.", stacklevel=3)
     options: dict[str, Any] = {"precision": precision, "accelerator": device.type}
     if TorchElasticEnvironment.detect() and int(os.environ["WORLD_SIZE"]) > 1:
         here = int(os.environ["LOCAL_WORLD_SIZE"])
@@ -78,10 +79,7 @@ def share_weights(fabric: Fabric, net: Module) -> None:
 
 
 def average_gradients(fabric: Fabric, parameters: list[Parameter], n_cells: int, stop: bool) -> bool:
-    """Replace gradients by their mean over the cells of all processes, of which `n_cells` are this one's.
-
-    Returns whether any process is asked to `stop`: so all hear of it at the same step.
-    """
+    """Replace gradients by means over cells of all processes, here `n_cells`; return whether any is asked to `stop`."""
     if fabric.world_size == 1:
         return stop
     grads = [parameter.grad for parameter in parameters if parameter.grad is not None]

@@ -3,6 +3,8 @@
 # mypy: disable-error-code="no-untyped-def, call-arg, var-annotated"
 from __future__ import annotations
 
+from functools import cache
+
 import numpy as np
 import torch
 from numba import njit
@@ -110,6 +112,12 @@ def _density(rows: SparseRows) -> float:
 def _products() -> str:
     """Whether PyTorch rounds the operands of float32 products to bf16 at present."""
     return "bf16" if getattr(_PRODUCTS, "fp32_precision", "") == "bf16" else "float32"
+
+
+@cache
+def multiplies_bfloat16() -> bool:
+    """Whether the processor has instructions for products of bfloat16; without, they take several times longer."""
+    return any(getattr(torch.cpu, f"_is_{name}_supported", bool)() for name in ("avx512_bf16", "amx_tile"))
 
 
 @njit(**LOOP)

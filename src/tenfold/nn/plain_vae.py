@@ -8,7 +8,6 @@ bfloat16. Only what covariates add to a layer is left to autograd.
 from __future__ import annotations
 
 from contextlib import nullcontext
-from functools import cache
 from typing import TYPE_CHECKING, Any
 from weakref import WeakKeyDictionary
 
@@ -28,7 +27,7 @@ from tenfold.kernels.hidden_layers import (
     random_words,
     units,
 )
-from tenfold.kernels.sparse_linear import rows_times, transposed_times
+from tenfold.kernels.sparse_linear import multiplies_bfloat16, rows_times, transposed_times
 from tenfold.nn.decoders import CountDecoder
 from tenfold.nn.encoders import LEAST_VARIANCE
 from tenfold.nn.mlp import MLP
@@ -45,7 +44,7 @@ def is_plain(net: ConditionalVAE) -> bool:
         net.training
         and torch.is_grad_enabled()
         and _parts_of(net) is not None
-        and (not torch.is_autocast_enabled("cpu") or _multiplies_bfloat16())
+        and (not torch.is_autocast_enabled("cpu") or multiplies_bfloat16())
     )
 
 
@@ -69,12 +68,6 @@ def _is_normed_layer(block: MLP) -> bool:
         (len(block.layers), layer.layer_norm, layer.activation) == (1, None, "relu")
         and norm is not None and norm.affine and norm.track_running_stats and norm.momentum is not None
     )  # fmt: skip
-
-
-@cache
-def _multiplies_bfloat16() -> bool:
-    """Whether the processor has instructions for products of bfloat16."""
-    return any(getattr(torch.cpu, f"_is_{name}_supported", bool)() for name in ("avx512_bf16", "amx_tile"))
 
 
 class _Parts:
