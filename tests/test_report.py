@@ -318,12 +318,11 @@ def _unpacked(text: str, kind: str) -> np.ndarray:
     return np.frombuffer(base64.b64decode(text), dtype=kind)
 
 
-@pytest.fixture
-def moving(tmp_path):
-    """A comparison of velocities: PCA whirls, Harmony as well, and on permuted counts it whirls the other way."""
+def write_moving(directory):
+    """Write a comparison of velocities: PCA whirls, Harmony as well, and on permuted counts it whirls the other way."""
     from safetensors.numpy import load_file
 
-    made = Folder(methods=("pca", "harmony", "scvi"), seeds=1).write(tmp_path / "t")
+    made = Folder(methods=("pca", "harmony", "scvi"), seeds=1).write(directory)
     for name, signs in (("pca", (1,)), ("harmony", (1, -1))):
         path = made / "runs" / f"{name}-0.safetensors"
         x, y = load_file(path)["layout"].T
@@ -331,6 +330,11 @@ def moving(tmp_path):
         kinds = zip(("arrows", "null_arrows"), signs, strict=False)
         _add(path, **{kind: (sign * whirl).astype(np.float32) for kind, sign in kinds})
     return made
+
+
+@pytest.fixture
+def moving(tmp_path):
+    return write_moving(tmp_path / "t")
 
 
 def test_streamlines_of_a_method_stand_beside_those_of_permuted_counts(moving):
@@ -368,11 +372,10 @@ def test_arrows_that_cannot_be_drawn_leave_the_page_as_it_was(tmp_path):
     assert 'id="streams"' not in report.build(made).read_text(encoding="utf-8")
 
 
-@pytest.fixture
-def mapped(tmp_path):
-    """A comparison of domains: two slices of a tissue of four layers and 16 cells without one."""
+def write_mapped(directory):
+    """Write a comparison of domains: two slices of a tissue of four layers and 16 cells without one."""
     layers = ["L1", "L2", "L3", "L4", "unlabelled"]
-    made = Folder(methods=("pca", "harmony", "late"), seeds=1, labels=layers, failures=LATE).write(tmp_path / "t")
+    made = Folder(methods=("pca", "harmony", "late"), seeds=1, labels=layers, failures=LATE).write(directory)
     x, y = np.meshgrid(np.arange(20.0), np.arange(20.0))
     codes = (x.ravel() // 5).astype(np.int32)
     codes[:16] = 4
@@ -391,6 +394,11 @@ def mapped(tmp_path):
     rows = "integrate,pca,0,layers,ari,0.75\nintegrate,pca,0,layers,ari_refined,0.5\n"
     (made / "scores.csv").write_text((made / "scores.csv").read_text() + rows)
     return made
+
+
+@pytest.fixture
+def mapped(tmp_path):
+    return write_mapped(tmp_path / "t")
 
 
 def test_domains_take_the_colours_of_the_layers_that_they_share_most_with(mapped):

@@ -9,6 +9,8 @@ import pytest
 
 from comparison_folder import NASTY, Folder
 from tenfold import report
+from tenfold.plot.colours import PALETTE
+from test_report import write_mapped, write_moving
 
 CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
 pytestmark = pytest.mark.skipif(CHROMIUM is None, reason="no Chromium on this machine")
@@ -183,6 +185,56 @@ def test_nothing_sticks_out_of_the_page(tab, width, scheme, ground):
     tab.eval_on_selector_all(".more[aria-expanded=false]", "(all) => all.forEach((button) => button.click())")
     assert tab.evaluate("document.documentElement.scrollWidth") <= width
     assert tab.evaluate("getComputedStyle(document.body).backgroundColor") == ground
+
+
+def test_streamlines_lie_over_the_cells_and_can_be_taken_off(browser, tmp_path):
+    with opened(browser, report.build(write_moving(tmp_path / "t"))) as tab:
+        kinds = "(place) => document.getElementById(`plot-${place}`).data.map((trace) => trace.mode)"
+        assert [tab.evaluate(kinds, place) for place in (0, 1)] == [["markers", "lines"]] * 2
+        assert "permuted counts" in tab.locator("#method-1 option:checked").inner_text()
+        first = "(place) => Array.from(document.getElementById(`plot-${place}`).data[0].x.slice(0, 9))"
+        assert tab.evaluate(first, 0) == tab.evaluate(first, 1), "the same cells in the same place"
+        lines = "(place) => document.getElementById(`plot-${place}`).data[1].x.filter(Number.isFinite).length"
+        assert min(tab.evaluate(lines, 0), tab.evaluate(lines, 1)) > 100
+        redrawn(tab, tab.locator("#streams").uncheck)
+        assert tab.evaluate(kinds, 0) == ["markers"]
+
+
+PIXELS = """(place) => {
+  const canvas = document.getElementById(`map-${place}`);
+  const copy = new OffscreenCanvas(canvas.width, canvas.height).getContext("2d", { willReadFrequently: true });
+  copy.drawImage(canvas, 0, 0);
+  const { data } = copy.getImageData(0, 0, canvas.width, canvas.height);
+  const seen = {};
+  for (let i = 0; i < data.length; i += 4) {
+    if (data[i + 3] === 255) {
+      const hue = [data[i], data[i + 1], data[i + 2]].map((part) => part.toString(16).padStart(2, "0")).join("");
+      seen[hue] = (seen[hue] || 0) + 1;
+    }
+  }
+  return seen;
+}"""
+
+
+def test_maps_are_drawn_in_the_colours_of_the_layers(browser, tmp_path):
+    with opened(browser, report.build(write_mapped(tmp_path / "t"))) as tab:
+        assert tab.locator("#maps canvas").count() == 3
+        layers = [hue.removeprefix("#") for hue in PALETTE[:4]]
+        for place in (0, 1):
+            seen = tab.evaluate(PIXELS, place)
+            assert set(layers) <= set(seen) and min(seen[hue] for hue in layers) > 200
+        names = tab.locator("#map-legend .name").all_inner_texts()
+        assert names == ["L1", "L2", "L3", "L4", "further domain 1", "further domain 2", "not annotated"]
+        told = tab.locator("#maps figure").nth(1).locator(".told")
+        assert told.inner_text() == "4 domains, ARI 0.75"
+        tab.locator("input[name=vote]").nth(1).check()
+        assert told.inner_text() == "4 domains, ARI 0.50"
+        tab.locator("#map-legend button").nth(2).click()
+        assert tab.locator("#map-legend button[aria-pressed=false]").count() == 6
+        seen = tab.evaluate(PIXELS, 1)
+        assert seen[layers[2]] > 200 and not {layers[0], layers[1], layers[3]} & set(seen)
+        tab.set_viewport_size({"width": 390, "height": 900})
+        assert tab.evaluate("document.documentElement.scrollWidth") <= 390
 
 
 def test_without_scripts_the_numbers_are_all_there(browser, page_path):

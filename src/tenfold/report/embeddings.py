@@ -13,7 +13,7 @@ from tenfold.plot.colours import PALETTE
 from tenfold.plot.field import averaged, streamlines
 from tenfold.report.stored import Comparison, Run, listing, mapping
 
-HEAD = 0.012  # length of an arrow head, as a share of the layout's extent
+HEAD = 0.02  # length of an arrow head, as a share of the layout's extent
 MISSING = 65535  # code of a cell without a value; a column of more levels cannot be told apart by colour anyway
 
 

@@ -78,8 +78,8 @@
     const lines = new Float32Array(bytes(method.streams));
     const of = (place) => Array.from({ length: lines.length / 2 }, (_, i) => lines[2 * i + place]);
     const dark = matchMedia("(prefers-color-scheme: dark)").matches;
-    return [{ type: "scatter", mode: "lines", x: of(0), y: of(1), connectgaps: false, hoverinfo: "skip",
-      showlegend: false, line: { width: 1.3, color: dark ? "#ffffff" : "#000000" } }];
+    return [{ type: webgl ? "scattergl" : "scatter", mode: "lines", x: of(0), y: of(1), connectgaps: false, hoverinfo: "skip",
+      showlegend: false, line: { width: 1.4, color: dark ? "#ffffff" : "#000000" } }];
   }
 
   const median = (values) => values.sort((one, other) => one - other)[values.length >> 1];
