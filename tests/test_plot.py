@@ -233,3 +233,18 @@ def test_portraits_that_cannot_be_drawn(cells, model):
         tf.plot.phase_portrait(model, model.genes_[:2], axes=[None])
     with pytest.raises(DataError, match="not fitted on"):
         tf.plot.phase_portrait(model, model.genes_[0], cells[:9].copy())
+
+
+def test_curves_of_rates_of_scaled_counts_stand_among_the_cells(cells):
+    model = tf.velocity.VeloVI(n_neighbors=15, epochs=2, n_hidden=16).fit(cells, progress=False)
+    place = int(np.flatnonzero(model.modelled_)[0])
+    (ax,) = tf.plot.phase_portrait(model, model.genes_[place])
+    lines = {line.get_label(): line.get_xydata() for line in ax.lines}
+    low, ratio = model.low_[:, place], model.table_["ratio"][place]
+    steady = lines["steady state"]
+    np.testing.assert_allclose(steady[0], low, atol=1e-6)
+    assert (steady[1, 1] - steady[0, 1]) / (steady[1, 0] - steady[0, 0]) == pytest.approx(ratio, rel=1e-5)
+    np.testing.assert_allclose(lines["gene on"][0], low, atol=1e-6)
+    kinetics = model.net_.kinetics()
+    top = np.array([float(part[0].detach()) for part in (kinetics.s0, kinetics.u0)])
+    np.testing.assert_allclose(lines["gene on"][-1], low + model.spread_[:, place] * top, rtol=1e-4)

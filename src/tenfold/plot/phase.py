@@ -83,12 +83,14 @@ def phase_portrait(
     >>> best = model.rates().query("trusted").nlargest(2, "r2").index
     >>> left, right = tf.plot.phase_portrait(model, best)
     """
+    from tenfold.velocity_models.posterior import PosteriorVelocity
+
     checked(model, "phase_portrait")
     model._require_fitted_cells(adata)
     genes = [genes] if isinstance(genes, str) else list(genes)
     places = _places(model, genes)
     values = values_of(model, adata, color)
-    rates = model.rates()
+    rates, scaled = model.rates(), isinstance(model, PosteriorVelocity)
     if axes is not None and len(axes) != len(genes):
         raise ParameterError(f"There are {len(genes)} genes and {len(axes)} axes; give one for each.")
     own, axes = axes is None, new_figure(len(genes), 3.6, 3.2) if axes is None else list(axes)
@@ -97,7 +99,8 @@ def phase_portrait(
         dots = scatter(ax, points, values, size or dot_size(len(points)))
         row = rates.iloc[place]
         high = np.maximum(points.max(axis=0), 1e-9)
-        for name, (s, u, style) in fitted_lines(row, high[0]).items():
+        low, spread = (getattr(model, name)[:, place] for name in ("low_", "spread_")) if scaled else (0.0, 1.0)
+        for name, (s, u, style) in fitted_lines(row, high[0], low, spread).items():
             ax.plot(s, u, color=INK, linestyle=style, linewidth=1.6, label=name, zorder=3)
         ax.set(xlim=(-0.04 * high[0], 1.08 * high[0]), ylim=(-0.04 * high[1], 1.12 * high[1]))
         ax.set(xlabel="spliced", ylabel="unspliced")
@@ -109,7 +112,9 @@ def phase_portrait(
     return axes
 
 
-def fitted_lines(row: pd.Series, highest: float) -> dict[str, tuple[np.ndarray, np.ndarray, str]]:
+def fitted_lines(
+    row: pd.Series, highest: float, low: np.ndarray | float = 0.0, spread: np.ndarray | float = 1.0
+) -> dict[str, tuple[np.ndarray, np.ndarray, str]]:
     """Return what was fitted to a gene, in the plane of spliced and unspliced RNA.
 
     Parameters
@@ -119,6 +124,9 @@ def fitted_lines(row: pd.Series, highest: float) -> dict[str, tuple[np.ndarray, 
         (and ``scaling`` of unspliced RNA, whose ``beta`` is divided by it) there is a curve, too.
     highest
         Spliced RNA up to which the line is drawn.
+    low, spread
+        Spliced and unspliced RNA that are 0 in the fit, and what is added to them at 1, where it was made to scaled
+        RNA.
 
     Returns
     -------
@@ -127,10 +135,16 @@ def fitted_lines(row: pd.Series, highest: float) -> dict[str, tuple[np.ndarray, 
     found: dict[str, tuple[np.ndarray, np.ndarray, str]] = {}
     if "gamma" not in row or not np.isfinite(row["gamma"]):
         return found
-    s = np.array([0.0, 1.1 * highest])
-    if not {"alpha", "beta", "switch"} <= set(row.index):
-        return {"steady state": (s, row["gamma"] * s + row.get("q", 0.0), "--")}
-    found["steady state"] = (s, row["gamma"] / row["beta"] * s, "--")
+    (low_s, low_u), (spread_s, spread_u) = np.broadcast_to(low, 2), np.broadcast_to(spread, 2)
+
+    def add(name: str, s: np.ndarray, u: np.ndarray, style: str) -> None:
+        found[name] = (low_s + spread_s * s, low_u + spread_u * u, style)
+
+    curved = {"alpha", "beta", "switch"} <= set(row.index)
+    s = np.array([0.0, 1.1 * (highest - low_s) / spread_s])
+    add("steady state", s, row["gamma"] / (row["beta"] if curved else 1.0) * s + row.get("q", 0.0), "--")
+    if not curved:
+        return found
     scaling = row.get("scaling", 1.0)
     alpha, beta, gamma, switch = row["alpha"], row["beta"] * scaling, row["gamma"], row["switch"]
     # Dense where the curve turns: soon after it sets out, and after the switch.
@@ -140,7 +154,7 @@ def fitted_lines(row: pd.Series, highest: float) -> dict[str, tuple[np.ndarray, 
         ("gene off", switch + LIFETIMES / min(beta, gamma) * share, "-."),
     ):
         u, s = two_phases(t, switch, alpha, beta, gamma)
-        found[name] = (s, scaling * u, style)
+        add(name, s, scaling * u, style)
     return found
 
 
