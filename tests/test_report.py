@@ -343,6 +343,15 @@ def test_streamlines_of_a_method_stand_beside_those_of_permuted_counts(moving):
     assert names == ["pca", "harmony", "scvi", "harmony-null"]
     assert ["streams" in method for method in cells["methods"]] == [True, True, False, True]
     assert [names[place] for place in cells["pair"]] == ["harmony", "harmony-null"]
+    path = moving / "runs" / "pca-0.safetensors"
+    _add(path, null_arrows=np.ones((400, 2), np.float32))
+    baseline = moving / "runs" / "pca-0.json"
+    baseline.write_text(json.dumps({**json.loads(baseline.read_text()), "readiness": "research"}))
+    summary_ = json.loads((moving / "compare.json").read_text())
+    summary_ |= {"recommendation": {"method": None}, "ranking": [{"method": "pca"}, {"method": "harmony"}]}
+    (moving / "compare.json").write_text(json.dumps(summary_))
+    again = embeddings.payload(stored.read(moving))
+    assert [again["methods"][place]["name"] for place in again["pair"]] == ["harmony", "harmony-null"], "no baseline"
     null = cells["methods"][3]
     assert null["of"] == 1 and "xy" not in null and "permuted counts" in null["title"]
     for method, sign in ((cells["methods"][1], 1), (null, -1)):

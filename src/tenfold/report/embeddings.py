@@ -70,21 +70,23 @@ def payload(comparison: Comparison) -> dict[str, Any]:
             with_nulls.append(place)
             title = f"{run.title}, permuted counts"
             nulls.append({"name": f"{method}-null", "title": title, "seed": run.seed, "of": place, **lines})
-    pair = _pair(list(drawn), with_nulls, comparison.meta)
+    pair = _pair([run for run, _ in drawn.values()], with_nulls, comparison.meta)
     colours = _colours(comparison, cells, order)
     return {
         "methods": [*methods, *nulls], "colours": colours, "palette": PALETTE, "n": n, "missing": MISSING, "pair": pair,
     }  # fmt: skip
 
 
-def _pair(drawn: list[str], nulls: list[int], meta: dict[str, Any]) -> list[int]:
+def _pair(runs: list[Run], nulls: list[int], meta: dict[str, Any]) -> list[int]:
     """Places of the first method and of the best of the others; of velocities the best and its own null."""
+    drawn = [run.method for run in runs]
     ranking = [mapping(entry).get("method") for entry in listing(meta.get("ranking"))]
-    order = [mapping(meta.get("recommendation")).get("method"), *ranking, *drawn]
-    for name in order if nulls else []:
-        if name in drawn and (place := drawn.index(name)) in nulls:
-            return [place, len(drawn) + nulls.index(place)]
-    others = [name for name in order if name in drawn[1:]]
+    order = [name for name in [mapping(meta.get("recommendation")).get("method"), *ranking, *drawn] if name in drawn]
+    # Baselines are for research only: permuting unspliced counts means nothing to those that do not look at them.
+    for name in sorted(order, key=lambda name: runs[drawn.index(name)].readiness == "research"):
+        if drawn.index(name) in nulls:
+            return [drawn.index(name), len(drawn) + nulls.index(drawn.index(name))]
+    others = [name for name in order if name != drawn[0]]
     return [0, drawn.index(others[0])] if others else [0]
 
 
