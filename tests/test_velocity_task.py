@@ -11,7 +11,7 @@ import tenfold as tf
 from tenfold.data.velocity_nulls import permuted
 from tenfold.errors import DataError, ParameterError
 from tenfold.types import Codes
-from tenfold.velocity import _controls
+from tenfold.velocity import _controls, _stability
 from tenfold.velocity._nulls import Measured, NullModels, null_models, pairs_of
 from tenfold.velocity._task import TASK
 from tenfold.velocity.scvelo_stochastic import ScVeloStochastic
@@ -102,13 +102,26 @@ def test_random_velocities_have_no_excess(branching, roles):
 
 
 def test_scores_and_controls_of_a_method(branching, roles):
-    fitted = tf.velocity.Velocyto().fit(branching)
+    fitted = tf.velocity.ScVeloDeterministic().fit(branching)
     values = {score.metric: score.value for score in TASK.evaluate(fitted, branching, roles, 0)}
     assert values["time_order"] > 0.5 and values["agreement"] > 0.3 and values["cbdir"] > 0.3
     assert set(values) | {"boundary_cells"} <= {*TASK.metrics(), "boundary_cells"}
-    controls = TASK.controls(lambda seed: tf.velocity.Velocyto(), fitted, branching, roles, 0)
+    controls = TASK.controls(lambda seed: tf.velocity.ScVeloDeterministic(), fitted, branching, roles, 0)
     assert [control.name for control, _ in controls] == ["null_models", "fewer_counts"]
     assert all(control.verdict != "not run" for control, _ in controls)
+
+
+def test_stability_under_changes_comes_with_all_controls(branching, roles, monkeypatch):
+    monkeypatch.setattr(_stability, "DRAWS", 2)
+    control, scores = _stability.changes(lambda seed: tf.velocity.ScVeloDeterministic(), branching, roles, 0)
+    assert {words: len(values) for words, values in control.numbers.items()} == {
+        "80% of the cells": 2, "50% of the cells": 2, "50% of the counts": 1, "25% of the counts": 1,
+        "70% of the genes": 2, "half of the neighbours": 1, "twice the neighbours": 1,
+    }  # fmt: skip
+    means = {words: np.mean(values) for words, values in control.numbers.items()}
+    assert means["80% of the cells"] > means["50% of the cells"] > 0.5
+    assert 1 > means["50% of the counts"] > means["25% of the counts"] > 0
+    assert scores[0].value == min(means.values()) and "50% of the cells" in control.sentence
 
 
 def test_ranking_recommends_nothing_without_evidence():

@@ -66,6 +66,10 @@ DESCRIBED: dict[str, dict[str, Any]] = {
         "Half of the counts", "control", (-1, 1), "high", "Smooth velocities are stable, right or wrong.",
         "mean cosine of velocities from half of the counts with those from all",
     ),
+    "least_stability": _described(
+        "Least stable change", "control", (-1, 1), "high", "Smooth velocities are stable, right or wrong.",
+        "mean cosine with velocities from all, under the change of cells, counts, genes or neighbours that moves most",
+    ),
 }  # fmt: skip
 _WORDS = {
     "excess_coherence": "excess coherence over permuted counts",

@@ -14,7 +14,7 @@ from tenfold import metrics
 from tenfold.data import graph
 from tenfold.method import Method
 from tenfold.task import Assessment, ComparedTask, Control, Recommendation, Score
-from tenfold.velocity import _controls
+from tenfold.velocity import _controls, _stability
 from tenfold.velocity._nulls import (
     REPEATS,
     REPEATS_THOROUGH,
@@ -108,15 +108,19 @@ class Velocity(ComparedTask):
         seed: int,
         thorough: bool = False,
     ) -> list[tuple[Control, list[Score]]]:
-        """Run the null models, and the fit to half of the counts."""
+        """Run the null models, and the fit to half of the counts; if `thorough`, fits to fewer cells and genes, too."""
         few, build = fewer_cells(adata, seed), cast("Callable[[int], VelocityMethod]", make)
         repeats = REPEATS_THOROUGH if thorough else REPEATS
-        done = []
-        for name, title, run in (
+        runs: list[tuple[str, str, Callable[[], tuple[Control, list[Score]]]]] = [
             ("null_models", "Permuted unspliced counts",
              lambda: _controls.null_control(build, few, roles, seed, repeats)),
-            ("fewer_counts", "Half of the counts", lambda: _controls.fewer_counts(build, few, roles, seed)),
-        ):  # fmt: skip
+            ("fewer_counts", "Half of the counts", lambda: _stability.fewer_counts(build, few, roles, seed)),
+        ]  # fmt: skip
+        if thorough:
+            title = "Fewer cells, counts and genes, other neighbours"
+            runs.append(("changes", title, lambda: _stability.changes(build, few, roles, seed)))
+        done = []
+        for name, title, run in runs:
             try:
                 done.append(run())
             except Exception as error:  # a method may break on a control's counts; that is a finding
