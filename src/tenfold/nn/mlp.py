@@ -20,8 +20,8 @@ BATCH_NORM: dict[str, Any] = {"momentum": 0.01, "eps": 1e-3}
 
 #: Width of every hidden layer, or of each.
 Widths = int | Sequence[int]
-Activation = Literal["relu", "leaky_relu", "mish"]
-_ACTIVATIONS: dict[str, Callable[[Tensor], Tensor]] = {"relu": F.relu, "mish": F.mish}
+Activation = Literal["relu", "leaky_relu", "mish", "elu"]
+_ACTIVATIONS: dict[str, Callable[[Tensor], Tensor]] = {"relu": F.relu, "mish": F.mish, "elu": F.elu}
 
 
 class Covariates(NamedTuple):
@@ -63,7 +63,7 @@ class Layer(nn.Module):
     dropout
         Share of units that are silenced in training.
     activation, slope
-        ``"relu"``, ``"mish"``, or ``"leaky_relu"`` with this slope below 0.
+        ``"relu"``, ``"mish"``, ``"elu"``, or ``"leaky_relu"`` with this slope below 0.
     norm
         ``momentum`` and ``eps`` of batch norm, where they are not those of `BATCH_NORM`.
     """
