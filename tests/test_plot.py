@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import matplotlib
 import numpy as np
+import pandas as pd
 import pytest
 from matplotlib.colors import to_hex
 from scipy.stats import norm
@@ -147,6 +148,10 @@ def test_numbers_have_a_scale(cells, model):
     ax = tf.plot.velocity_grid(model, cells, "pca", color=given)
     grey, coloured = ax.collections[:2]
     assert len(grey.get_offsets()) == 40 and sorted(coloured.get_array()) == list(given[40:])
+    cells = cells.copy()
+    cells.obs["count"] = pd.array([None] * 40 + list(range(200)), dtype="Int64")
+    ax = tf.plot.velocity_grid(model, cells, "pca", color="count")
+    assert [len(dots.get_offsets()) for dots in ax.collections[:2]] == [40, 200]
 
 
 @pytest.mark.parametrize("draw", [tf.plot.velocity_stream, tf.plot.velocity_grid])
@@ -187,8 +192,6 @@ def test_a_portrait_has_the_cells_and_the_line_that_were_fitted(cells, model):
 
 
 def test_two_phases_make_a_curve_through_the_cells():
-    import pandas as pd
-
     alpha, beta, gamma, switch, scaling = 5.0, 0.8, 0.3, 9.0, 2.5
     row = pd.Series({"alpha": alpha, "beta": beta / scaling, "gamma": gamma, "switch": switch, "scaling": scaling})
     found = fitted_lines(row, 10.0)
@@ -204,8 +207,6 @@ def test_two_phases_make_a_curve_through_the_cells():
 
 
 def test_offsets_missing_fits_and_methods_without_rates():
-    import pandas as pd
-
     s, u, _ = fitted_lines(pd.Series({"gamma": 0.5, "q": 2.0}), 4.0)["steady state"]
     np.testing.assert_allclose(u, 0.5 * s + 2)
     assert fitted_lines(pd.Series({"gamma": np.nan, "alpha": np.nan, "beta": np.nan, "switch": np.nan}), 4.0) == {}

@@ -89,7 +89,7 @@ def scatter(ax: Axes, points: np.ndarray, values: Any, size: float) -> Any:
     if values is None:
         return ax.scatter(x, y, color=GREY, alpha=0.6, **plain)
     if numeric(values):
-        numbers = values.to_numpy(dtype=float)[order]
+        numbers = values.to_numpy(dtype=float, na_value=np.nan)[order]
         told = np.isfinite(numbers)
         if not told.all():
             ax.scatter(x[~told], y[~told], color=GREY, **plain)
