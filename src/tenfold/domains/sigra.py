@@ -129,7 +129,7 @@ class SiGra(GraphMethod, Denoiser):
     genes_weight: float = param(1.0, low=0.0)
     picture_weight: float = param(1.0, low=0.0)
     fused_weight: float = param(1.0, low=0.0)
-    epochs: int = param(1000, low=1)
+    epochs: int = param(75, low=1)
     weight_decay: float = param(1e-4, low=0.0)
 
     def _embed(self, data: Inputs, positions: Positions) -> np.ndarray:

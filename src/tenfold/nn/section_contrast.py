@@ -161,6 +161,7 @@ class SectionContrast(nn.Module):
             "reconstruction": self._reconstruction(latent),
         }
         bank = self.get_buffer("bank")
+        past = bank.clone()
         with torch.no_grad():
             bank.lerp_(latent, self.momentum)
         own, spread, others = (latent.new_zeros(()) for _ in range(3))
@@ -170,8 +171,10 @@ class SectionContrast(nn.Module):
             own = own + told_apart(code.T, kept.T, self.temperatures.own)
             share = (code / self.temperatures.spread).softmax(dim=1).mean(dim=0)
             spread = spread + (share * (share + 1e-8).log()).sum()
-            for other in self.parts[:number] + self.parts[number + 1 :]:
-                others = others + undecided(code, bank[other], self.temperatures.others)
+            # Sections take turns in the original: those after this one have not renewed their memory yet.
+            for memory, those in ((bank, self.parts[:number]), (past, self.parts[number + 1 :])):
+                for other in those:
+                    others = others + undecided(code, memory[other], self.temperatures.others)
         found |= {"own": own, "spread": spread, "others": others}
         return {"loss": sum(found.values(), latent.new_zeros(())), **found}
 
