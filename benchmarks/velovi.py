@@ -29,7 +29,7 @@ from tenfold.velocity_models.steady_state import by_blocks, steady_state  # noqa
 
 NAME = "pancreas_velocity.h5ad"
 #: Genes (None: all) and epochs at most.
-RUNS = ((300, 500), (None, 10))
+RUNS = ((300, 500), (None, 5))
 FASTER, TOLERANCE = 4, 0.01
 
 THEIRS = """

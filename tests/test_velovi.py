@@ -202,7 +202,7 @@ def test_velocity_is_in_units_of_the_averages(fitted):
 
 def test_samples_have_the_mean_that_is_reported(fitted):
     draws, own = fitted.velocity_samples(60), fitted.velocity_[:, fitted.modelled_]
-    assert np.corrcoef(draws.mean(axis=0).ravel(), own.ravel())[0, 1] > 0.97 and draws.std(axis=0).mean() > 0
+    assert np.corrcoef(draws.mean(axis=0).ravel(), own.ravel())[0, 1] > 0.95 and draws.std(axis=0).mean() > 0
     np.testing.assert_array_equal(draws[:2], fitted.velocity_samples(2))
 
 

@@ -20,7 +20,7 @@ from torch import Tensor
 from tenfold.kernels.gamma_draws import gamma_functions, log_variate
 from tenfold.kernels.hidden_layers import random_words
 from tenfold.kernels.threads import in_threads
-from tenfold.kernels.vectormath import ELEMENT, SUMS, exp, log, softplus
+from tenfold.kernels.vectormath import ELEMENT, SUMS, exp, log, log1p
 
 #: Numbers of a gene, in this order, as `of_genes` is given them: rates, time of the switch, RNA then, log of standard
 #: deviations.
@@ -35,7 +35,8 @@ TILE = 64
 _PHASE, _SHARES, _NORMAL, _UNIFORM, _U, _S, _GENE = 0, 2, 6, 10, 14, 15, 16
 _OUT = _GENE + N_OF_GENE
 _OUT_GENE = _OUT + 6
-_N_ROWS = _OUT_GENE + N_OF_GENE
+_INVERSE_SD = _OUT_GENE + N_OF_GENE
+_N_ROWS = _INVERSE_SD + 2
 _BLOCK_ROWS, _MAX_BLOCKS = 16, 16
 _ZERO, _HALF, _ONE, _TWO = np.float32(0.0), np.float32(0.5), np.float32(1.0), np.float32(2.0)
 _LOG_2PI = np.float32(np.log(2 * np.pi))
@@ -136,6 +137,9 @@ def _rows(
                 w[_OUT_GENE + k, :] = _ZERO
                 for j in range(size):
                     w[_GENE + k, j] = of_genes[k, start + j]
+            for j in range(TILE):
+                w[_INVERSE_SD, j] = exp(-w[_GENE + LOG_SD_U, j])
+                w[_INVERSE_SD + 1, j] = exp(-w[_GENE + LOG_SD_S, j])
             for i in range(block * block_rows, min((block + 1) * block_rows, n)):
                 for j in range(size):
                     w[_U, j] = u[i, start + j]
@@ -186,7 +190,7 @@ def _tile(w, t_max, concentration, tied):
         a3, da3, l3, dl3, g3, p3, q3 = _share(w[_SHARES + 2, j], w[_NORMAL + 2, j], w[_UNIFORM + 2, j])
         a4, da4, l4, dl4, g4, p4, q4 = _share(w[_SHARES + 3, j], w[_NORMAL + 3, j], w[_UNIFORM + 3, j])
 
-        iu, is_ = exp(-w[_GENE + LOG_SD_U, j]), exp(-w[_GENE + LOG_SD_S, j])
+        iu, is_ = w[_INVERSE_SD, j], w[_INVERSE_SD + 1, j]
         u, s = w[_U, j], w[_S, j]
         zu1, zu2, zu3, zu4 = (u - u1) * iu, (u - u2) * iu, (u - u3) * iu, u * iu * _PRECISION
         zs1, zs2, zs3, zs4 = (s - s1) * is_, (s - s2) * is_, (s - s3) * is_, s * is_ * _PRECISION
@@ -281,12 +285,13 @@ def _lags(t, beta, gamma):
 @njit(**ELEMENT)
 def _share(logit, normal, word):
     """Return shape and its derivative, log of the gamma variate and its derivative by the shape, gamma functions."""
-    a = softplus(logit) + _LEAST
+    e = exp(-abs(logit))
+    a = (logit if logit > _ZERO else _ZERO) + log1p(e) + _LEAST
+    slope = (_ONE if logit > _ZERO else e) / (_ONE + e)
     log_gamma, digamma, trigamma = gamma_functions(a)
     drawn, by_shape = log_variate(a, normal)
     inverse = _ONE / a
     log_uniform = log(word * _WORD + _HALF_WORD) * inverse
-    slope = _ONE / (_ONE + exp(-logit))
     return a, slope, drawn + log_uniform, by_shape - log_uniform * inverse, log_gamma, digamma, trigamma
 
 

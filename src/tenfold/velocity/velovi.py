@@ -117,7 +117,7 @@ class VeloVI(PosteriorVelocity):
     n_hidden: int = param(256, low=1)
     n_layers: int = param(1, low=1)
     dropout: float = param(0.1, low=0.0, high=0.99)
-    tied: bool = False
+    tied: bool = True
     t_max: float = param(20.0, low=1.0)
     concentration: float = param(0.25, low=0.01)
     penalty: float = param(0.2, low=0.0)
