@@ -69,17 +69,16 @@ def averaged(
     low = low - 0.01 * (high - low)
     high = high + 0.01 * (high - low)
     x, y = (np.linspace(start, end, max(2, int(GRID * density))) for start, end in zip(low, high, strict=True))
-    grid = np.stack(np.meshgrid(x, y), axis=-1)
     k = min(len(points), n_neighbors or max(1, len(points) // 50))
-    distances, cells = cKDTree(points).query(grid.reshape(-1, 2), k=k)
-    distances, cells = distances.reshape(-1, k), cells.reshape(-1, k)
     scale = smooth * (x[1] - x[0] + y[1] - y[0]) / 2
-    weight = np.exp(-0.5 * (distances / scale) ** 2)
-    mass = weight.sum(axis=1)
-    mean = np.einsum("gk,gkd->gd", weight, arrows[cells]) / np.maximum(mass, 1)[:, None]
-    speed = np.abs(arrows[cells]).mean(axis=1).sum(axis=1)
-    shape = grid.shape[:2]
-    return Field(x, y, mean.reshape(*shape, 2), mass.reshape(shape), speed.reshape(shape))
+    tree, rows = cKDTree(points), []
+    for height in y:  # row by row: a fiftieth of a million cells around every point would not fit in memory
+        distances, cells = tree.query(np.column_stack([x, np.full(len(x), height)]), k=[*range(1, k + 1)])
+        weight = np.exp(-0.5 * (distances / scale) ** 2)
+        mass = weight.sum(axis=1)
+        mean = np.einsum("gk,gkd->gd", weight, arrows[cells]) / np.maximum(mass, 1)[:, None]
+        rows.append((mean, mass, np.abs(arrows[cells]).mean(axis=1).sum(axis=1)))
+    return Field(x, y, *(np.stack(part) for part in zip(*rows, strict=True)))
 
 
 def crowded(field: Field, min_mass: float = 1.0) -> np.ndarray:
