@@ -25,8 +25,8 @@ from tenfold.data.heads import clusters_of
 from tenfold.domains.spavae import SpaVAE
 
 #: Slice → seeds, and epochs at most: training takes minutes.
-SLICES = {"dlpfc_151510": ((0,), 5000), "starmap_mpfc BZ9": ((0, 1, 2), 500), "starmap_mpfc BZ5": ((0, 1, 2), 500),
-          "osmfish_ssp": ((0,), 300)}  # fmt: skip
+SLICES = {"dlpfc_151510": ((0,), 5000), "starmap_mpfc BZ9": ((0, 1), 200), "starmap_mpfc BZ5": ((0, 1), 200),
+          "osmfish_ssp": ((0,), 60)}  # fmt: skip
 #: Share of the cells that are left out and asked for.
 LEFT_OUT = 0.15
 #: Cells of slices whose memory is measured.
@@ -58,7 +58,7 @@ def held_out() -> list[dict[str, Any]]:
     share = adata.X.toarray() / np.asarray(adata.X.sum(axis=1)).ravel()[:, None]
     wanted = np.log1p(share * np.median(np.asarray(adata.X.sum(axis=1))))
     shown = {"dataset": "dlpfc_151510", "digest": digest("dlpfc_151510")}
-    return _asked(adata, wanted, "log normalised counts", 300, **shown)
+    return _asked(adata, wanted, "log normalised counts", 60, **shown)
 
 
 def _asked(adata: ad.AnnData, wanted: np.ndarray, what: str, epochs: int, **shown: Any) -> list[dict[str, Any]]:
