@@ -109,7 +109,7 @@ def both(with_unspliced: bool) -> list[dict[str, Any]]:
     model = DeepVelo(epochs=1, dropout=0.0, with_unspliced=with_unspliced)
     adata = read_h5ad(PANCREAS)
     model.fit(adata, progress=False)
-    s, u = model._inputs(model.spliced_), model._inputs(model.unspliced_)
+    s, u = (model._scaled(x[:, model.fitted_]) for x in (model.spliced_, model.unspliced_))
     torch.manual_seed(0)
     net = model._network(s, u)
     weights = {name: value.numpy().copy() for name, value in net.state_dict().items()}  # not what is trained below

@@ -108,9 +108,15 @@ def test_graph_counts_edges_both_ways_and_cells_twice(fitted):
 
 def test_velocity_is_that_of_the_rates_in_units_of_the_averages(fitted):
     rates = fitted.cell_rates()
-    s, u = (fitted._inputs(x) for x in (fitted.spliced_, fitted.unspliced_))
+    s, u = (fitted._scaled(x[:, fitted.fitted_]) for x in (fitted.spliced_, fitted.unspliced_))
     assert s.mean() == pytest.approx(0.4, rel=1e-4) and u.mean() == pytest.approx(0.4, rel=1e-4)
-    scale = np.minimum(fitted.spliced_, np.percentile(fitted.spliced_[fitted.spliced_ > 0], 99.5)).mean() / 0.4
+    scale = (
+        np.minimum(
+            fitted.spliced_[:, fitted.fitted_],
+            np.percentile(fitted.spliced_[:, fitted.fitted_][fitted.spliced_[:, fitted.fitted_] > 0], 99.5),
+        ).mean()
+        / 0.4
+    )
     wanted = (rates["beta"] * u + rates["gamma"] * s) * scale
     np.testing.assert_allclose(fitted.velocity_[:, fitted.fitted_], wanted, rtol=1e-3, atol=1e-4)
     assert fitted.continuity().shape == (200,) and 0 <= fitted.continuity().min() <= fitted.continuity().max() <= 1

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import warnings
 from functools import partial
-from typing import TYPE_CHECKING, ClassVar, Literal
+from typing import TYPE_CHECKING, Literal
 
 import numpy as np
 from scipy import sparse
@@ -13,12 +13,10 @@ from tenfold.data.check import check_neighbors
 from tenfold.data.inputs import Inputs
 from tenfold.data.preprocess import pca
 from tenfold.data.spatial import normalised
-from tenfold.data.velocity import Moments, layers_of
+from tenfold.data.velocity import layers_of
 from tenfold.kernels.knn import knn
 from tenfold.method import MethodInfo, param
-from tenfold.velocity_models.base import Rates
-from tenfold.velocity_models.steady_state import by_blocks, steady_state
-from tenfold.velocity_models.trained import TrainedVelocity
+from tenfold.velocity_models.cell_rates import CellRates
 
 if TYPE_CHECKING:
     from tenfold.nn.deepvelo_net import DeepVeloNet
@@ -31,7 +29,7 @@ HIGHEST, MEAN = 99.5, 0.4
 DECAY = 0.97
 
 
-class DeepVelo(TrainedVelocity):
+class DeepVelo(CellRates):
     """Rates of their own for every gene in every cell, by graph convolutions over cells that are alike.
 
     Three graph convolutions turn the averages of a cell and of those around it into β and γ of each gene, and these
@@ -44,8 +42,8 @@ class DeepVelo(TrainedVelocity):
 
     **Do not use it** as evidence that cells move: it learns from its own guess and averages over neighbours, so that
     its flow is smooth whatever the data. On simulated genes that go on and off it had 77 % of the signs right where
-    `ScVeloStochastic` had all, and 79 % (76 %) where the simulation branches; on a real pancreas set its known direction
-    in gene space was 0.07 (0.11).
+    `ScVeloStochastic` had all, and 79 % (76 %) where the simulation branches; on a real pancreas set its known
+    direction in gene space was 0.07 (0.11).
 
     **Cost**: linear in cells × genes × epochs; no cell is copied for its neighbours. An update takes a ninth of
     the original's time (739 cells × 859 genes, one core: 0.1 seconds).
@@ -121,30 +119,24 @@ class DeepVelo(TrainedVelocity):
         advice="Rates that differ between cells; its flow is as smooth and as sure on permuted counts.",
     )
 
-    #: All cells at once: correlations are over cells.
-    batch_size: ClassVar[None] = None  # type: ignore[misc]
-
     n_hidden: int = param(64, low=1)
     n_layers: int = param(2, low=1)
     dropout: float = param(0.2, low=0.0, high=0.95)
     graph_neighbors: int = param(20, low=2)
     target_neighbors: int = param(30, low=3)
     with_unspliced: bool = False
-    min_r2: float = 0.01
-    min_ratio: float = 0.01
     clip_and_norm: bool = True
     direction_weight: float = param(18.0, low=0.0)
     coeff_u: float = param(1.0, low=0.0)
     coeff_s: float | Literal["auto"] = param("auto", low=0.0)
 
-    def _rates(self, data: Inputs, moments: Moments) -> Rates:
+    def _learnt(self, data: Inputs, s: np.ndarray, u: np.ndarray) -> tuple[np.ndarray, dict[str, np.ndarray]]:
         from torch.optim import Adam
         from torch.optim.lr_scheduler import ExponentialLR
 
         from tenfold.engine import Phase, seeded
 
-        self.fitted_, r2 = self._chosen(moments)
-        s, u = self._inputs(moments.spliced), self._inputs(moments.unspliced)
+        scale, (s, u) = self._scale(s), (self._scaled(s), self._scaled(u))
         k = max(self.graph_neighbors, self.target_neighbors)
         check_neighbors(data.n_cells, k)
         self.coeff_s_ = spliced_weight(data) if self.coeff_s == "auto" else float(self.coeff_s)
@@ -157,31 +149,16 @@ class DeepVelo(TrainedVelocity):
         cells = {"totals": np.stack([s.sum(axis=1), u.sum(axis=1)], axis=1)}
         self._train(net, data, cells, [phase], batch_size=None)
         found, errors, correlation = (part.numpy() for part in self.net_.summary())
-        self.continuity_ = 1 - np.tanh(errors.mean(axis=1) / (s.mean(axis=1) + 1e-6))
-        velocity = np.full(moments.spliced.shape, np.nan, np.float32)
-        velocity[:, self.fitted_] = found * self._scale(moments.spliced[:, self.fitted_])
-        of_genes = {
-            "correlation": correlation,
-            "continuity": 1 - np.tanh(errors.mean(axis=0) / (s.mean(axis=0) + 1e-6)),
-        }
-        table = {name: np.full(len(r2), np.nan) for name in of_genes}
-        for name, values in of_genes.items():
-            table[name][self.fitted_] = values
-        return Rates(velocity, self.fitted_, {**table, "r2": r2})
-
-    def _chosen(self, moments: Moments) -> tuple[np.ndarray, np.ndarray]:
-        """Return the genes to fit, all where hardly any has dynamics, and R² of each."""
-        gamma, r2, _ = by_blocks(steady_state, moments.spliced, moments.unspliced)
-        chosen = (r2 > self.min_r2) & (gamma > self.min_ratio)
-        return (chosen if chosen.sum() > 1 else np.ones_like(chosen)), r2
+        of_cells, of_genes = (1 - np.tanh(errors.mean(axis=axis) / (s.mean(axis=axis) + 1e-6)) for axis in (1, 0))
+        self.continuity_ = of_cells
+        return found * scale, {"correlation": correlation, "continuity": of_genes}
 
     def _scale(self, averages: np.ndarray) -> float:
         """Return what the network's numbers are to be multiplied with to be those of the averages."""
         return float(np.minimum(averages, _highest(averages)).mean() / MEAN) if self.clip_and_norm else 1.0
 
-    def _inputs(self, averages: np.ndarray) -> np.ndarray:
-        """Return averages of the fitted genes as the network is to see them."""
-        averages = averages[:, self.fitted_]
+    def _scaled(self, averages: np.ndarray) -> np.ndarray:
+        """Return averages as the network is to see them."""
         return np.minimum(averages, _highest(averages)) / self._scale(averages) if self.clip_and_norm else averages
 
     def _network(self, s: np.ndarray, u: np.ndarray) -> DeepVeloNet:
@@ -196,7 +173,7 @@ class DeepVelo(TrainedVelocity):
         return DeepVeloNet(s, u, graph, near, *sizes, self.with_unspliced, weights)
 
     def _build(self) -> DeepVeloNet:
-        return self._network(self._inputs(self.spliced_), self._inputs(self.unspliced_))
+        return self._network(*(self._scaled(x[:, self.fitted_]) for x in (self.spliced_, self.unspliced_)))
 
     # ---- results -----------------------------------------------------------------------------------------------------
 
