@@ -123,11 +123,15 @@ class VelocityMethod(Method, VelocityModel):
             )
         return trusted
 
+    def _space(self) -> tuple[np.ndarray, np.ndarray]:
+        """Return positions and velocities of the velocity graph; methods that have it elsewhere override this."""
+        return self.spliced_[:, self.trusted_], self.velocity_[:, self.trusted_]
+
     def _follow(self, moments: Moments, time: np.ndarray | None) -> None:
         """Compute what follows from the velocities: graph, confidence, beginnings, ends, time."""
-        own = self.velocity_[:, self.trusted_]
+        positions, own = self._space()
         self.confidence_ = np.maximum(neighbor_coherence(own, self.neighbors_), 0)
-        self.cosines_ = neighbor_cosines(self.spliced_[:, self.trusted_], own, self.neighbors_, root=self._root)
+        self.cosines_ = neighbor_cosines(positions, own, self.neighbors_, root=self._root)
         n, k = self.neighbors_.shape
         near = sparse.csr_matrix(
             (np.full(n * k, 1 / (k + 1)), self.neighbors_.ravel(), np.arange(0, n * k + 1, k)), shape=(n, n)
