@@ -1,4 +1,4 @@
-"""cellDancer: signs on simulations, what they owe to the start of training, a real set, permuted counts, and time.
+"""cellDancer: signs on simulations, what they owe to the start of training, a real set, permuted counts, time.
 
 Run ``python evidence/celldancer_acceptance.py [simulations starts pancreas permuted_branching permuted_pancreas time]``;
 parts that are not named keep their records. One seed on the real set and one permutation of each kind, for the sake of
@@ -80,7 +80,7 @@ def starts() -> list[dict[str, Any]]:
 
 
 def seconds() -> list[dict[str, Any]]:
-    """Time updates of 1,000 genes × 3,000 cells: the whole of 200 is told from a few, without genes that stop before."""
+    """Time updates of 1,000 genes × 3,000 cells: all 200 are told from a few, as if no gene stopped before."""
     adata = tf.data.simulate_splicing(n_cells=3000, n_genes=1000, seed=0)
     u, s = adata.layers["unspliced"], adata.layers["spliced"]
     begun = time.process_time()

@@ -47,26 +47,31 @@ def most_ahead(points: Tensor, scale: Tensor, counts: Tensor, directions: Tensor
     return best
 
 
+#: Guesses of the distance within which as many points lie as are wanted; more are taken where several lie at it.
+_GUESSES = 40
+
+
 @njit(**LOOP)
 def _look(first, last, points, scale, counts, directions, best, k):
     longest = points.shape[1]
-    apart, sorted_apart = np.empty(longest, np.float32), np.empty(longest, np.float32)
+    xs, ys, apart = np.empty(longest, np.float32), np.empty(longest, np.float32), np.empty(longest, np.float32)
+    limit = np.float32(0.01)
     for gene in range(first, last):
         n = counts[gene]
-        m = min(k, n - 1)
-        a, b = scale[gene, 0], scale[gene, 1]
+        wanted = min(k + 1, n)  # the point itself is one
+        a, b = scale[gene, 0] ** 2, scale[gene, 1] ** 2
+        for j in range(n):
+            xs[j], ys[j] = points[gene, j, 0], points[gene, j, 1]
         for i in range(n):
-            x, y = points[gene, i, 0], points[gene, i, 1]
+            x, y = xs[i], ys[i]
             for j in range(n):
-                dx, dy = a * (points[gene, j, 0] - x), b * (points[gene, j, 1] - y)
-                apart[j] = dx * dx + dy * dy
-                sorted_apart[j] = apart[j]
-            limit = _smallest(sorted_apart, n, m)  # the point itself is the first, the m-th other one is at place m
+                apart[j] = a * (xs[j] - x) ** 2 + b * (ys[j] - y) ** 2
+            limit = _reach(apart, n, wanted, limit)
             vx, vy = directions[gene, i, 0], directions[gene, i, 1]
             highest = np.float32(-np.inf)
             for j in range(n):
-                if j != i and apart[j] <= limit:
-                    dx, dy = points[gene, j, 0] - x, points[gene, j, 1] - y
+                if apart[j] <= limit and j != i:
+                    dx, dy = xs[j] - x, ys[j] - y
                     along = (dx * vx + dy * vy) / np.sqrt(max(dx * dx + dy * dy, np.float32(1e-30)))
                     if along > highest:
                         highest = along
@@ -74,25 +79,21 @@ def _look(first, last, points, scale, counts, directions, best, k):
 
 
 @njit(**LOOP)
-def _smallest(values, n, place):
-    """Return what would stand at `place` if the first `n` values were sorted; they are reordered."""
-    low, high = 0, n - 1
-    while low < high:
-        pivot = values[(low + high) // 2]
-        i, j = low, high
-        while i <= j:
-            while values[i] < pivot:
-                i += 1
-            while values[j] > pivot:
-                j -= 1
-            if i <= j:
-                values[i], values[j] = values[j], values[i]
-                i += 1
-                j -= 1
-        if place <= j:
-            high = j
-        elif place >= i:
-            low = i
+def _reach(apart, n, wanted, limit):
+    """Return a squared distance within which `wanted` points lie, beginning with a guess: their number grows with it."""
+    low, high = np.float32(0.0), np.float32(3e38)
+    limit = max(limit, np.float32(1e-12))
+    for _ in range(_GUESSES):
+        inside = 0
+        for j in range(n):
+            inside += apart[j] <= limit
+        if inside == wanted:
+            return limit
+        if inside < wanted:
+            low = limit
         else:
-            break
-    return values[place]
+            high = limit
+        limit = limit * np.float32(wanted) / np.float32(max(inside, 1))
+        if not low < limit < high:
+            limit = (low + high) / 2 if high < 3e38 else 2 * low
+    return high

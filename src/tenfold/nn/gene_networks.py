@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import NamedTuple
 
 import numpy as np
@@ -16,8 +17,8 @@ from tenfold.kernels.phase_plane import most_ahead
 LOOK, PATIENCE, NEWEST = 10, 3, 0.9
 #: A loss that none can have: it is at most 2.
 _UNKNOWN = 9.0
-#: Genes whose rates in all cells are computed at once, which bounds memory.
-BLOCK = 64
+#: Genes that are computed at once: what layers give is then reused from the cache and not asked of the system anew.
+BLOCK = 32
 
 
 class Plane(NamedTuple):
@@ -54,14 +55,13 @@ class GeneNetworks(nn.Module):
                 values = torch.empty(shape).uniform_(-(n_in**-0.5), n_in**-0.5)
                 self.register_parameter(f"{name}_{at}", nn.Parameter(values))
 
+    def weights(self, genes: Tensor | slice) -> list[Tensor]:
+        """Return the weights and biases of some genes, layer by layer."""
+        return [self.get_parameter(f"{name}_{at}")[genes] for at in range(3) for name in ("weight", "bias")]
+
     def forward(self, points: Tensor, genes: Tensor | slice = slice(None)) -> Tensor:
         """Return β, γ and α as shares of their bounds: (n_genes, n_points, 2) → (n_genes, n_points, 3)."""
-        x = points
-        for at in range(3):
-            bias, weight = self.get_parameter(f"bias_{at}")[genes], self.get_parameter(f"weight_{at}")[genes]
-            x = torch.baddbmm(bias, x, weight)
-            x = F.leaky_relu(x) if at < 2 else x.sigmoid()
-        return x
+        return shares(points, self.weights(genes))
 
     @torch.no_grad()
     def take(self, other: GeneNetworks, genes: Tensor, of: Tensor | None = None) -> None:
@@ -78,6 +78,15 @@ class GeneNetworks(nn.Module):
             points = torch.from_numpy(np.stack([u[:, genes].T, s[:, genes].T], axis=2).astype(np.float32))
             out[:, :, genes] = self(points, genes).permute(2, 1, 0).numpy()
         return out
+
+
+def shares(points: Tensor, weights: Sequence[Tensor]) -> Tensor:
+    """Return what networks with these weights make of points; see `GeneNetworks`."""
+    x = points
+    for at in range(3):
+        x = torch.baddbmm(weights[2 * at + 1], x, weights[2 * at])
+        x = F.leaky_relu(x, inplace=True) if at < 2 else x.sigmoid()
+    return x
 
 
 class CosineTraining(nn.Module):
@@ -114,16 +123,14 @@ class CosineTraining(nn.Module):
         self.register_buffer("waited", torch.zeros(n_genes, dtype=torch.int64))
         self.register_buffer("done", torch.zeros(n_genes, dtype=torch.bool))
 
-    def velocities(self, points: Tensor, genes: Tensor) -> Tensor:
-        """Return (du/dt, ds/dt), each divided by the gene's maximum, at points, (n_genes, n_points, 2)."""
-        beta, gamma, alpha = self.rates(points, genes).unbind(dim=2)
-        of_alpha, of_beta, of_gamma = self.get_buffer("factors")[genes, None].unbind(dim=2)
-        spliced = beta * points[..., 0]
-        return torch.stack([of_alpha * alpha - spliced, of_beta * spliced - of_gamma * gamma * points[..., 1]], dim=2)
-
     def losses(self, points: Tensor, size: Tensor, genes: Tensor) -> Tensor:
         """Return 1 less the cosine to the neighbour that a velocity comes closest to, mean over points, (n_genes,)."""
-        velocity = self.velocities(points, genes)
+        # Weights are taken once, since each taking has a gradient of the size of all.
+        parts = (part.split(BLOCK) for part in (points, size, genes, *self.rates.weights(genes)))
+        return torch.cat([self._losses(own, n, at, weights) for own, n, at, *weights in zip(*parts, strict=True)])
+
+    def _losses(self, points: Tensor, size: Tensor, genes: Tensor, weights: list[Tensor]) -> Tensor:
+        velocity = self._velocities(points, genes, weights)
         scale = self.get_buffer("scale")[genes]
         best = most_ahead(points, scale, size, velocity.detach(), self.n_neighbors - 1)
         step = points.gather(1, best[..., None].expand(-1, -1, 2)) - points
@@ -131,6 +138,13 @@ class CosineTraining(nn.Module):
         cosine = (velocity * step).sum(dim=2) / lengths
         inside = torch.arange(points.shape[1], device=points.device) < size[:, None]
         return ((1 - cosine) * inside).sum(dim=1) / size
+
+    def _velocities(self, points: Tensor, genes: Tensor, weights: list[Tensor]) -> Tensor:
+        """Return (du/dt, ds/dt), each divided by the gene's maximum, at points, (n_genes, n_points, 2)."""
+        beta, gamma, alpha = shares(points, weights).unbind(dim=2)
+        of_alpha, of_beta, of_gamma = self.get_buffer("factors")[genes, None].unbind(dim=2)
+        spliced = beta * points[..., 0]
+        return torch.stack([of_alpha * alpha - spliced, of_beta * spliced - of_gamma * gamma * points[..., 1]], dim=2)
 
     def terms(self, epoch: int) -> dict[str, Tensor]:
         """Return the sum of the losses of the genes that still train, on points drawn anew."""
