@@ -30,7 +30,7 @@ SLICES = {"dlpfc_151510": ((0,), 5000), "starmap_mpfc BZ9": ((0, 1), 200), "star
 #: Share of the cells that are left out and asked for.
 LEFT_OUT = 0.15
 #: Cells of slices whose memory is measured.
-SIZES = (5_000, 10_000, 20_000)
+SIZES = (10_000, 20_000, 40_000)
 NEAREST, MEAN = "the nearest cell copied", "mean of the six nearest cells"
 
 
