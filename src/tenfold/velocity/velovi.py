@@ -34,13 +34,17 @@ class VeloVI(PosteriorVelocity):
     together by the evidence lower bound. Since cells have a posterior, velocities have one: see `velocity_samples`,
     `uncertainty` and `permutation_score`.
 
-    **Use it** where you want to know how sure a direction is, and which genes have dynamics in which groups.
+    **Use it** where you want to know how sure a direction is, and which genes have dynamics in which groups. On exact
+    kinetics (1,000 cells, 100 genes) γ / β had a rank correlation of 0.98 with the truth and velocities a mean cosine of
+    0.91, whether states were tied or not; where half of the genes were permuted, the median permutation score was 0.04
+    for these and 15 for the others, and draws of their velocities differed more without exception.
 
     **Do not use it** as evidence that cells move by itself: it is trained on averages over neighbours and smooth by
     construction. Times of genes are not comparable with each other, and the time of cells that is written is that of
     the velocity graph, as for the steady-state models. Look at the null models of ``tf.compare("velocity", ...)``.
 
-    **Cost**: a minute on a thread for 700 cells and 300 genes, in proportion to cells × genes.
+    **Cost**: 0.4 seconds of a thread an epoch for 700 cells and 900 genes, in proportion to both; up to 500 epochs.
+    Five times less than scvi-tools' with the same weights, losses and gradients (``tied=False``).
 
     Rates in `rates` are those of averages scaled to [0, 1], but for ``ratio``: γ / β in units of the averages.
 
