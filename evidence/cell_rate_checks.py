@@ -96,11 +96,11 @@ def on_pancreas(name: str, make: Make, seeds: int) -> list[dict[str, Any]]:
     ]  # fmt: skip
 
 
-def on_permuted_pancreas(name: str, make: Make, repeats: int) -> list[dict[str, Any]]:
+def on_permuted_pancreas(name: str, make: Make, repeats: int, note: str = "") -> list[dict[str, Any]]:
     adata, roles = read_h5ad(PANCREAS), {"labels": "cell_type", "transitions": STAGES}
     found = null_models(lambda seed: make(seed=seed), adata, roles, 0, repeats)
     print(found.numbers(), flush=True)
-    return records_of(name, found, f"{PANCREAS.name}, {repeats} permutations of each kind", sha256(PANCREAS))
+    return records_of(name, found, f"{PANCREAS.name}, {repeats} permutations of each kind{note}", sha256(PANCREAS))
 
 
 def on_permuted_branching(name: str, make: Make, repeats: int) -> list[dict[str, Any]]:

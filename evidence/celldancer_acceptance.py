@@ -1,8 +1,8 @@
 """cellDancer: signs on simulations, what they owe to the start of training, a real set, permuted counts, time.
 
-Run ``python evidence/celldancer_acceptance.py [simulations starts pancreas permuted_branching permuted_pancreas time]``;
-parts that are not named keep their records. One seed on the real set and one permutation of each kind, for the sake of
-time.
+Run ``python evidence/celldancer_acceptance.py [PART ...]`` (parts are named at the end); parts that are not named keep
+their records. One seed on the real set and one permutation of each kind, there with at most 300 genes and 60 epochs,
+for the sake of time.
 """
 
 from __future__ import annotations
@@ -53,7 +53,7 @@ celldancer_simulated = celldancer.simulated
 def starts() -> list[dict[str, Any]]:
     """Train from the start as it is, from one that is turned round, and not at all."""
     rows = []
-    for dataset, (adata, params, roles) in simulations().items():
+    for dataset, (adata, params, roles) in list(simulations().items())[:1]:  # genes that go on and off
         found = {}
         for name, taught, epochs in (("trained", celldancer_simulated, 200), ("turned round", backwards, 200),
                                      ("not trained", celldancer_simulated, 1)):  # fmt: skip
@@ -114,7 +114,9 @@ if __name__ == "__main__":
         "starts": starts,
         "pancreas": lambda: on_pancreas(NAME, make, 1),
         "permuted_branching": lambda: on_permuted_branching(NAME, make, 1),
-        "permuted_pancreas": lambda: on_permuted_pancreas(NAME, make, 1),
+        "permuted_pancreas": lambda: on_permuted_pancreas(
+            NAME, partial(make, n_top_genes=300, epochs=60), 1, ", 300 genes and 60 epochs at most"
+        ),
         "time": seconds,
     }
     kept = ROOT / "evidence" / "results" / f"{NAME}_acceptance.json"

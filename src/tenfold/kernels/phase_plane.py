@@ -80,7 +80,7 @@ def _look(first, last, points, scale, counts, directions, best, k):
 
 @njit(**LOOP)
 def _reach(apart, n, wanted, limit):
-    """Return a squared distance within which `wanted` points lie, beginning with a guess: their number grows with it."""
+    """Return a squared distance within which `wanted` points lie, from a guess: their number grows with it."""
     low, high = np.float32(0.0), np.float32(3e38)
     limit = max(limit, np.float32(1e-12))
     for _ in range(_GUESSES):

@@ -40,10 +40,14 @@ class CellDancer(CellRates):
     **Use it** to look at rates of single genes along a process whose direction is known.
 
     **Do not use it** to find out which way a process goes, or as evidence that cells move. On simulated genes that go
-    on and off it has the signs right, as `ScVeloStochastic` has in a moment; where the simulation branches it had 70 %
-    right (76 %).
+    on and off it had the signs right (99.8 %), but so had the start without any training, and from a start turned round
+    it had 47 %, if at a loss nine times as high. Where a simulation branches it had 70 % right, `ScVeloStochastic`
+    76 %. Its flow is as coherent on permuted counts (0.79 on 238 genes of a real pancreas set, 0.84 with genes
+    mismatched), but the known direction there was above them (0.25 in gene space, at most 0.09; 0.17 where counts were
+    permuted within groups). Look at the null models of ``tf.compare("velocity", ...)``.
 
-    **Cost**: linear in genes × epochs, and in the square of an eighth of the cells.
+    **Cost**: linear in genes × epochs, and in the square of an eighth of the cells: 200 epochs of 1,000 genes × 3,000
+    cells about six minutes of one busy core; an update of 12 genes took a sixtieth of the original's time.
 
     **Writes** ``layers["celldancer_velocity"]`` (NaN for genes that are not fitted), ``obs["celldancer_time"]``
     (pseudotime along the velocity graph) and ``obs["celldancer_confidence"]``.
