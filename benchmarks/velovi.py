@@ -1,10 +1,10 @@
 """veloVI against scvi-tools' VELOVI: CPU time and held-out likelihood of the same cells, one thread each.
 
-Averages over neighbours of a real pancreas, scaled to [0, 1]: 300 genes trained to the end by both sides' early
+Averages over neighbours of a real pancreas, scaled to [0, 1]: 50 or 300 genes trained to the end by both sides' early
 stopping, and all genes for a few epochs. Both have the same cells to train on, to stop by and to be judged on; the
 likelihood of both is computed by one function (z and shares of states at their means, nats per cell), from the
-original's weights in our network. Run ``python benchmarks/velovi.py [few] [whole]`` with TENFOLD_REFERENCE_PYTHON set;
-results of the other part are kept.
+original's weights in our network. Run ``python benchmarks/velovi.py [small] [few] [whole]`` with TENFOLD_REFERENCE_PYTHON set;
+results of other parts are kept.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ from tenfold.velocity_models.steady_state import by_blocks, steady_state  # noqa
 
 NAME = "pancreas_velocity.h5ad"
 #: Genes (None: all) and epochs at most.
-RUNS = {"few": (None, 5), "whole": (300, 500)}
+RUNS = {"small": (50, 500), "few": (None, 5), "whole": (300, 500)}
 FASTER, TOLERANCE = 4, 0.01
 
 THEIRS = """

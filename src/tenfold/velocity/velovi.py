@@ -35,9 +35,9 @@ class VeloVI(PosteriorVelocity):
     `uncertainty` and `permutation_score`.
 
     **Use it** where you want to know how sure a direction is, and which genes have dynamics in which groups. On exact
-    kinetics (1,000 cells, 100 genes) γ / β had a rank correlation of 0.98 with the truth and velocities a mean cosine of
-    0.91, whether states were tied or not; where half of the genes were permuted, the median permutation score was 0.04
-    for these and 15 for the others, and draws of their velocities differed more without exception.
+    kinetics (1,000 cells, 100 genes) γ / β had a rank correlation of 0.98 with the truth and velocities a mean cosine
+    of 0.91, whether states were tied or not; where half of the genes were permuted, the median permutation score was
+    0.04 for these and 15 for the others, and draws of their velocities differed more without exception.
 
     **Do not use it** as evidence that cells move by itself: it is trained on averages over neighbours and smooth by
     construction. Times of genes are not comparable with each other, and the time of cells that is written is that of
