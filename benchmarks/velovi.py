@@ -3,8 +3,8 @@
 Averages over neighbours of a real pancreas, scaled to [0, 1]: 50 or 300 genes trained to the end by both sides' early
 stopping, and all genes for a few epochs. Both have the same cells to train on, to stop by and to be judged on; the
 likelihood of both is computed by one function (z and shares of states at their means, nats per cell), from the
-original's weights in our network. Run ``python benchmarks/velovi.py [small] [few] [whole]`` with TENFOLD_REFERENCE_PYTHON set;
-results of other parts are kept.
+original's weights in our network. Run ``python benchmarks/velovi.py [small] [few] [whole]`` with
+TENFOLD_REFERENCE_PYTHON set; results of other parts are kept.
 """
 
 from __future__ import annotations
