@@ -40,3 +40,27 @@ def test_densities_and_gradients_are_those_of_autograd(n_labels, monkeypatch):
     assert found[0][3].keys() == found[1][3].keys() and len(found[0][3]) >= 14
     for name, expected in found[1][3].items():
         torch.testing.assert_close(found[0][3][name], expected, atol=2e-4, rtol=1e-3, msg=name)
+
+
+def test_gradients_with_dropout_are_those_of_differences():
+    norms: dict[str, Any] = {"batch_norm": True, "layer_norm": False}
+    torch.manual_seed(0)
+    net = LabelledVAE(
+        GaussianEncoder(20, 4), CountDecoder(4, 20), n_labels=3, n_hidden=16, n_layers=1, dropout=0.3,
+        encoder_norms=norms, decoder_norms=norms,
+    ).train()  # fmt: skip
+    z = torch.randn(30, 4, requires_grad=True)
+
+    def value(at: torch.Tensor) -> torch.Tensor:
+        torch.manual_seed(1)
+        density, kl = net.of_prior(at)
+        return (density - kl).sum()
+
+    value(z).backward()
+    assert z.grad is not None
+    way = torch.randn_like(z)
+    step = 2e-3
+    change = (
+        value((z + step * way).detach().requires_grad_()) - value((z - step * way).detach().requires_grad_())
+    ).item()
+    assert change / (2 * step) == pytest.approx((z.grad * way).sum().item(), rel=0.02)

@@ -20,6 +20,7 @@ from tenfold.engine.history import History
 from tenfold.engine.phases import Phase, Progress, named_terms
 from tenfold.engine.updates import Updates
 from tenfold.errors import ParameterError, closest
+from tenfold.kernels.memory import memory_kept
 from tenfold.kernels.threads import threads_for
 from tenfold.types import RunOptions
 
@@ -165,7 +166,7 @@ class _Training:
         weights = sum(parameter.numel() for parameter in self.net.parameters())
         threads = threads_for(weights * len(self.train.index) / len(self.train), bool(self.train.streamed))
         with (
-            threads, seeded(self.seed, stream, self.device),
+            threads, memory_kept(), seeded(self.seed, stream, self.device),
             noted_interruption(bool(self.checkpoint)) as self.interrupted,
         ):  # fmt: skip
             if self.checkpoint and (stored := self.checkpoint.load()):

@@ -1,4 +1,4 @@
-"""Normal variables of every label and cell: draws, divergences and densities, and their gradients, in one pass each."""
+"""Units and normal variables of every label and cell: what is computed for each of them, in one pass each."""
 
 # mypy: disable-error-code="no-untyped-def"
 from __future__ import annotations
@@ -10,7 +10,45 @@ from numba import njit
 
 from tenfold.kernels.vectormath import LOOP
 
-_HALF, _ONE = np.float32(0.5), np.float32(1.0)
+_ZERO, _HALF, _ONE = np.float32(0.0), np.float32(0.5), np.float32(1.0)
+
+
+@njit(**LOOP)
+def rectify(x, of_labels, words, dropout, h):
+    """Fill ``h`` with what ReLU leaves of `x` and the label's part, label by label; rows of `x` come over and over.
+
+    Of `words`, random 16-bit numbers, those below the share `dropout` silence units; the others are scaled up. `words`
+    of no rows stand for no dropout.
+    """
+    n_rows, width = h.shape
+    n_cells = n_rows // of_labels.shape[0]
+    scale, least = np.float32(1.0 / (1.0 - dropout)), np.int32(round(dropout * 65536.0))
+    for i in range(n_rows):
+        source, label = i % x.shape[0], i // n_cells
+        for j in range(width):
+            y = x[source, j] + of_labels[label, j]
+            h[i, j] = y if y > _ZERO else _ZERO
+        if words.shape[0]:
+            for j in range(width):
+                h[i, j] = h[i, j] * scale if np.int32(words[i, j]) >= least else _ZERO
+
+
+@njit(**LOOP)
+def rectify_backward(upstream, h, dropout, of_cells, of_labels):
+    """Turn the gradient of ``h`` into that of what ReLU was given, in place, and add it up over labels and cells."""
+    n_rows, width = h.shape
+    n_cells = of_cells.shape[0]
+    scale = np.float32(1.0 / (1.0 - dropout))
+    of_cells[:] = _ZERO
+    of_labels[:] = _ZERO
+    for i in range(n_rows):
+        cell, label = i % n_cells, i // n_cells
+        for j in range(width):
+            # A unit that ReLU or dropout silenced is exactly 0.
+            grad = upstream[i, j] * scale if h[i, j] > _ZERO else _ZERO
+            upstream[i, j] = grad
+            of_cells[cell, j] += grad
+            of_labels[label, j] += grad
 
 
 @njit(**LOOP)

@@ -12,7 +12,8 @@ from torch import Tensor
 from tenfold.kernels.hidden_layers import normed_backward, normed_forward, random_words
 from tenfold.nn.mlp import MLP, NOTHING, Covariates
 
-_NO_WORDS = np.empty((0, 0), np.uint16)
+#: For no dropout.
+NO_WORDS = np.empty((0, 0), np.uint16)
 
 
 def is_one_pass(block: MLP) -> bool:
@@ -50,7 +51,7 @@ def forth(a: Tensor, gamma: Tensor, beta: Tensor, layer: Any) -> tuple[Tensor, W
     """Return the units of a layer given its linear map, contiguous, and what `back` needs; without autograd."""
     norm, dropout = layer.batch_norm, layer.dropout
     h, standard, inverse = torch.empty_like(a), np.empty(a.shape, np.float32), np.empty(a.shape[1], np.float32)
-    words = random_words(*a.shape) if dropout else _NO_WORDS
+    words = random_words(*a.shape) if dropout else NO_WORDS
     affine = gamma.detach().numpy(), beta.detach().numpy()
     running = norm.running_mean.numpy(), norm.running_var.numpy()
     normed_forward(
