@@ -4,6 +4,7 @@ import numpy as np
 import pytest
 import torch
 from scipy import sparse
+from sklearn.neighbors import NearestNeighbors
 from torch.nn import functional as F
 
 import tenfold as tf
@@ -108,13 +109,15 @@ def test_the_loss_is_the_sum_of_its_parts_and_the_memory_moves():
 
 def test_sections_are_drawn_together_and_training_resumes(tmp_path):
     both = two_sections(strength=0.2)
-    options = {"epochs": 60, "learning_rate": 0.01, **QUICK}
+    options = {"epochs": 40, "learning_rate": 0.01, **QUICK}
     model = tf.domains.SpatiAlign(**options).fit(both, progress=False, sample="slice", checkpoint=tmp_path)
     section = both.obs["slice"].to_numpy()
     plain = tf.domains.SmoothPCA(n_clusters=2, n_components=8).fit(both, progress=False, sample="slice")
     mixed = [tf.metrics.ilisi(tf.metrics.neighbors(m.embed(), 30), section) for m in (plain, model)]
     assert mixed[1] > mixed[0] + 0.1
-    assert tf.metrics.ari(model.cluster(), both.obs["domain"]) > 0.6
+    near = NearestNeighbors(n_neighbors=16).fit(model.embed()).kneighbors(return_distance=False)
+    domain = both.obs["domain"].to_numpy().astype(str)
+    assert (domain[near] == domain[:, None]).mean() > 0.75, "0.5 by chance, 0.97 by smoothed components"
     assert {"own", "others", "spread", "graph"} <= set(model.history["term"])
     again = tf.domains.SpatiAlign(**options).fit(both, progress=False, sample="slice", checkpoint=tmp_path)
     np.testing.assert_array_equal(again.embed(), model.embed())

@@ -45,11 +45,11 @@ def undecided(z: Tensor, bank: Tensor, temperature: float) -> Tensor:
 class _OverBank(torch.autograd.Function):
     @staticmethod
     def forward(ctx, z, bank, temperature, own):
-        value, gradient = z.new_zeros(()), torch.empty_like(z)
+        value, gradient, columns = z.new_zeros(()), torch.empty_like(z), bank.T / temperature
         for start in range(0, len(z), _ROWS):
             part = slice(start, start + _ROWS)
             # Cosines are at most 1, so that nothing overflows.
-            logits = ((z[part] @ bank.T) - 1) / temperature
+            logits = (z[part] @ columns).sub_(1 / temperature)
             weights = logits.exp()
             total = weights.sum(dim=1, keepdim=True)
             if own:
@@ -58,7 +58,7 @@ class _OverBank(torch.autograd.Function):
                 continue
             mean = (weights * logits).sum(dim=1, keepdim=True) / total
             value += (total.log() - mean).sum()
-            gradient[part] = (weights.mul_(mean - logits) @ bank) / total
+            gradient[part] = (weights.mul_(logits.neg_().add_(mean)) @ bank) / total
         ctx.save_for_backward(gradient / (len(z) * temperature))
         return value / len(z)
 

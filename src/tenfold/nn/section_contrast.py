@@ -12,7 +12,6 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from tenfold.kernels.rows import SparseRows
-from tenfold.nn.domain_norm import DomainNorm
 from tenfold.nn.graph_layers import Fixed, Neighborhoods
 from tenfold.nn.memory_contrast import elu_error, told_apart, undecided
 
@@ -32,31 +31,61 @@ class Temperatures(NamedTuple):
     others: float
 
 
+class SectionNorm(nn.Module):
+    """Batch norm with statistics, slopes and offsets of each section its own, sections lying one after another.
+
+    Parameters
+    ----------
+    n_units
+        Width.
+    parts
+        Rows of each section, two at least.
+    """
+
+    mean: Tensor
+    variance: Tensor
+
+    def __init__(self, n_units: int, parts: list[slice]):
+        super().__init__()
+        self.parts, shape = parts, (len(parts), n_units)
+        self.slope, self.offset = nn.Parameter(torch.ones(shape)), nn.Parameter(torch.zeros(shape))
+        self.register_buffer("mean", torch.zeros(shape))
+        self.register_buffer("variance", torch.ones(shape))
+
+    def forward(self, h: Tensor) -> Tensor:
+        """Standardise (n_cells, n_units)."""
+        found = []
+        for i, part in enumerate(self.parts):
+            own = self.slope[i], self.offset[i]
+            found.append(F.batch_norm(h[part], self.mean[i], self.variance[i], *own, self.training, eps=_EPS))
+        return torch.cat(found)
+
+
 class NormedLayer(nn.Module):
-    """A linear map, `DomainNorm` by section, ELU and dropout. A bias would cancel in the norm.
+    """A linear map, `SectionNorm`, ELU and dropout. A bias would cancel in the norm.
 
     Parameters
     ----------
     n_in, n_out
         Widths.
-    n_sections
-        Number of sections.
+    parts
+        Rows of each section.
     dropout
         Share of units that are silenced.
     """
 
-    def __init__(self, n_in: int, n_out: int, n_sections: int, dropout: float = 0.0):
+    def __init__(self, n_in: int, n_out: int, parts: list[slice], dropout: float = 0.0):
         super().__init__()
         self.weight = nn.Parameter(torch.empty(n_in, n_out).uniform_(-(n_in**-0.5), n_in**-0.5))
-        self.norm, self.dropout = DomainNorm(n_out, n_sections), dropout
+        self.norm, self.dropout = SectionNorm(n_out, parts), dropout
 
-    def forward(self, x: Tensor, section: Tensor) -> Tensor:
+    def forward(self, x: Tensor) -> Tensor:
         """Return new features, shape (n_cells, n_out)."""
-        return self.finished(x @ self.weight, section)
+        return self.finished(x @ self.weight)
 
-    def finished(self, mapped: Tensor, section: Tensor) -> Tensor:
+    def finished(self, mapped: Tensor) -> Tensor:
         """Return what follows the linear map."""
-        return F.dropout(F.elu(self.norm(mapped, section)), self.dropout, self.training)
+        return F.dropout(F.elu(self.norm(mapped)), self.dropout, self.training)
 
 
 class GraphLayer(nn.Module):
@@ -115,19 +144,20 @@ class SectionContrast(nn.Module):
         cell, neighbor = graph.nonzero()
         per_edge = 1.0 / np.bincount(section[cell], minlength=n)[section[cell]]
         for name, value in (
-            ("section", section), ("joined", cell.astype(np.int64) * n_cells + neighbor),
+            ("joined", cell.astype(np.int64) * n_cells + neighbor),
             ("start", (ends - sizes)[section[cell]]), ("size", np.asarray(sizes)[section[cell]]),
             ("per_cell", (1.0 / np.asarray(sizes)[section]).astype(np.float32)),
             ("per_edge", per_edge.astype(np.float32)),
         ):  # fmt: skip
             self.register_buffer(name, torch.from_numpy(value), persistent=False)
         self.register_buffer("bank", torch.zeros(n_cells, n_latent))
-        self.first = NormedLayer(n_genes, n_hidden, n, dropout)
-        self.skip, self.down = (NormedLayer(n_hidden, n_latent, n, dropout) for _ in range(2))
-        self.level = nn.ModuleList([NormedLayer(n_latent, n_latent, n, dropout) for _ in range(3)])
+        parts = self.parts
+        self.first = NormedLayer(n_genes, n_hidden, parts, dropout)
+        self.skip, self.down = (NormedLayer(n_hidden, n_latent, parts, dropout) for _ in range(2))
+        self.level = nn.ModuleList([NormedLayer(n_latent, n_latent, parts, dropout) for _ in range(3)])
         self.hidden, self.mean, self.log_sd = (GraphLayer(n_latent) for _ in range(3))
-        self.after = nn.ModuleList([NormedLayer(n_latent, n_latent, n) for _ in range(2)])
-        self.join, self.last = NormedLayer(2 * n_latent, n_latent, n), nn.Linear(n_latent, n_latent)
+        self.after = nn.ModuleList([NormedLayer(n_latent, n_latent, parts) for _ in range(2)])
+        self.join, self.last = NormedLayer(2 * n_latent, n_latent, parts), nn.Linear(n_latent, n_latent)
         self.discriminator = nn.Bilinear(n_latent, n_latent, 1)
         self.decoder = nn.Parameter(torch.empty(n_latent, n_genes).uniform_(-(n_latent**-0.5), n_latent**-0.5))
         self.slope, self.offset = nn.Parameter(torch.ones(n, n_genes)), nn.Parameter(torch.zeros(n, n_genes))
@@ -140,16 +170,15 @@ class SectionContrast(nn.Module):
         mapped
             Expression times the first weights, shape (n_cells, n_hidden).
         """
-        section = self.get_buffer("section")
-        h = self.first.finished(mapped, section)
-        x = F.elu(self.skip(h, section) + self.level[0](self.down(h, section), section))
-        x = F.elu(x + self.level[2](self.level[1](x, section), section))
+        h = self.first.finished(mapped)
+        x = F.elu(self.skip(h) + self.level[0](self.down(h)))
+        x = F.elu(x + self.level[2](self.level[1](x)))
         g = self.graph(self.hidden(self.graph(x)).relu())
         mean, log_sd = self.mean(g), self.log_sd(g).clamp(max=_MOST)
         z = mean + torch.randn_like(mean) * log_sd.exp() if self.training else mean
         for layer in self.after:
-            z = layer(z, section)
-        return F.elu(self.last(self.join(torch.cat([x, z], dim=1), section))), mean, log_sd
+            z = layer(z)
+        return F.elu(self.last(self.join(torch.cat([x, z], dim=1)))), mean, log_sd
 
     def terms(self) -> dict[str, Tensor]:
         """Return the loss, a sum over sections, and its parts; the memory is renewed."""
@@ -180,7 +209,7 @@ class SectionContrast(nn.Module):
 
     def shuffled(self) -> Tensor:
         """Return cells in another order within each section."""
-        device = self.get_buffer("section").device
+        device = self.get_buffer("bank").device
         return torch.cat([part.start + torch.randperm(part.stop - part.start, device=device) for part in self.parts])
 
     def strangers(self) -> tuple[Tensor, Tensor]:
@@ -210,7 +239,8 @@ class SectionContrast(nn.Module):
     def _neighborhoods(self, latent: Tensor, shuffled: Tensor) -> Tensor:
         """Return the cross-entropy of telling cells from shuffled ones by the neighbourhood they are in."""
         place = F.normalize(self.readout(latent), dim=1)
-        right, wrong = (self.discriminator(code, place)[:, 0] for code in (latent, shuffled))
+        form, bias = self.discriminator.weight[0], self.discriminator.bias
+        right, wrong = (((code @ form) * place).sum(dim=1) + bias for code in (latent, shuffled))
         return (self.get_buffer("per_cell") * (F.softplus(-right) + F.softplus(wrong))).sum()
 
     def _reconstruction(self, latent: Tensor) -> Tensor:
