@@ -39,9 +39,9 @@ class SpaVAE(FieldMethod):
     **Use it** for expression at places that were not measured, in tissue that varies smoothly: on a simulated tissue of
     smooth fields its correlation with the true expression of cells left out was 0.91, that of the nearest cell's counts
     0.42, of the mean of the six nearest 0.66; with the counts themselves of spots left out of a cortex, 0.19, 0.09 and
-    0.16. And for layered or otherwise contiguous domains, beside `SmoothPCA` (2 rounds), above which it was in one of
-    three annotated sections of mouse cortex (adjusted Rand index 0.55 against 0.46, number of domains known), below in
-    two (0.74 against 0.76, 0.39 against 0.42), after a fraction of the epochs; refinement adds nothing.
+    0.16. And for layered or otherwise contiguous domains, beside `SmoothPCA` (2 rounds), above which it was in two of
+    four annotated sections of cortex, number of domains known (adjusted Rand index 0.53 against 0.43; 0.55 against
+    0.46), and below in two (0.74 against 0.76; 0.39 against 0.42), the last three after a fraction of the epochs.
 
     **Do not use it** where domains are small or scattered: little is left to the dimensions that are not smooth, since
     the KL is held near 0.25 nats. Nor to call genes variable in space without a test.
