@@ -32,11 +32,15 @@ class SiGra(GraphMethod, Denoiser):
     one reads log-expression, one reads the picture around each cell, and one reads the codes of both. All are trained
     to give log-expression; the code of the last one is clustered.
 
-    **Use it** for contiguous domains of stained sections, beside `SmoothPCA` and with ``histology="no"``.
+    **Use it** for contiguous domains of stained sections, beside `SmoothPCA` and with ``histology="no"``. In a breast
+    tumour, number of domains known, it reached a median adjusted Rand index of 0.37 (seeds 0.27 to 0.47), without the
+    picture 0.32, `SmoothPCA` 0.17; but ``epochs`` had been chosen on that section. With the number unknown it was below
+    `SmoothPCA`.
 
-    **Do not use it** as the only method.
+    **Do not use it** as the only method, nor for single cells without a picture: in mouse cortex it reached 0.16, plain
+    components 0.27 and `SmoothPCA` 0.46. Do not take smooth denoised values for truth, and do not test them.
 
-    **Cost**: linear in cells and edges × epochs.
+    **Cost**: linear in cells and edges × epochs. The output, cells × genes, is made only where that is less work.
 
     **Writes** ``obsm["X_sigra"]`` (code) and ``obs["sigra"]`` (domains); with ``task="denoise"`` ``layers["sigra"]``,
     the log-expression (counts per 10,000) that the last branch gives, negative values set to 0, and NaN for genes that
@@ -70,7 +74,9 @@ class SiGra(GraphMethod, Denoiser):
     n_top_genes
         Variable genes; ``None`` takes all, as the authors do with panels.
     epochs, learning_rate, weight_decay
-        Of the training, by Adam; gradients are clipped at a norm of 5. The authors take 600 to 2,000 epochs.
+        Of the training, by Adam; gradients are clipped at a norm of 5. The authors take 600 to 2,000 epochs, in which
+        a network of this size learns a section by heart: in the tumour the error to held-out counts was least near the
+        75th, and higher after 200 than after 10.
     n_clusters
         Number of domains; ``None`` to choose it from the data.
     head
