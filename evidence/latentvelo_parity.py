@@ -85,7 +85,8 @@ import torch
 from scipy import sparse
 torch.set_num_threads(1)
 from tenfold.kernels.adam import Adam
-from tenfold.nn.latent_ode import LatentODE, Weights, Widths
+from tenfold.nn.latent_flow import Widths
+from tenfold.nn.latent_ode import LatentODE, Weights
 """
 OURS = """
 n_batches = int(given["n_batches"])

@@ -16,7 +16,8 @@ from tenfold.data.inputs import Inputs
 from tenfold.data.velocity import moments_of
 from tenfold.engine import seeded
 from tenfold.errors import ParameterError
-from tenfold.nn.latent_ode import Flow, LatentODE, Weights, Widths
+from tenfold.nn.latent_flow import Flow, Widths
+from tenfold.nn.latent_ode import LatentODE, Weights
 
 WIDTHS = Widths(code=4, hidden=6, regulation=2, context=3)
 
