@@ -35,7 +35,8 @@ class SiGra(GraphMethod, Denoiser):
     **Use it** for contiguous domains of stained sections, beside `SmoothPCA` and with ``histology="no"``. In a breast
     tumour, number of domains known, it reached a median adjusted Rand index of 0.37 (seeds 0.27 to 0.47), without the
     picture 0.32, `SmoothPCA` 0.17; but ``epochs`` had been chosen on that section. With the number unknown it was below
-    `SmoothPCA`.
+    `SmoothPCA`. There, squared errors to held-out counts were 0.266 by both, 0.278 by expression and 0.284 by the
+    picture alone, which is no better than the mean of each gene.
 
     **Do not use it** as the only method, nor for single cells without a picture: in mouse cortex it reached 0.16, plain
     components 0.27 and `SmoothPCA` 0.46. Do not take smooth denoised values for truth, and do not test them.
