@@ -2,8 +2,9 @@
 
 The original needs PyTorch Geometric. Give the folder of its source (github.com/QSong-github/SiGra) as
 ``TENFOLD_SIGRA_SOURCE``, an environment with PyTorch Geometric as ``TENFOLD_REFERENCE_PYTHON``, then run
-``python evidence/sigra_parity.py``, or with names of parts: ``equal`` (the same network on a real section), ``large``
-(on a simulated one of 3,000 genes) and ``race`` (each as it is meant to be trained: how good, for how much time).
+``python evidence/sigra_parity.py``, or with names of parts: ``tumour`` and ``equal`` (the same network on real
+sections, small and of Visium's size), ``large`` (on a simulated one of 3,000 genes) and ``race`` (each as it is meant
+to be trained: how good, for how much time).
 """
 
 from __future__ import annotations
@@ -194,13 +195,13 @@ def reference() -> str:
 
 def main() -> None:
     warnings.simplefilter("ignore")
-    for part in sys.argv[1:] or ("equal", "large", "race"):
+    for part in sys.argv[1:] or ("tumour", "equal", "large", "race"):
         if part == "race":
             write_part(race())
-        elif part == "equal":
-            name = "dlpfc_151510"
-            shown = {"dataset": f"{name}, picture of 1 × 1 spots", "digest": digest(name), "reference": reference()}
-            write_part(equal(given_of(load(name), None, 1.0), shown))
+        elif part in ("tumour", "equal"):
+            name, genes, side = ("her2st_A1", RACE_GENES, 0.36) if part == "tumour" else ("dlpfc_151510", None, 1.0)
+            shown = {"dataset": f"{name}, squares of {side} spots", "digest": digest(name), "reference": reference()}
+            write_part(equal(given_of(load(name), genes, side), shown))
         else:
             adata = tf.data.simulate(3_500, 3_000, n_types=7, depth=450.0, seed=0)
             adata.obsm["spatial"] = np.random.default_rng(0).uniform(size=(3_500, 2))
