@@ -2,7 +2,7 @@
 
 Sets with known times: exact kinetics, a simulation that branches, and a dyngen simulation, whose files
 (notebooks/simulated of github.com/StatBiomed/UniTVelo) are read from ``TENFOLD_UNITVELO_SOURCE``. Run
-``python evidence/latentvelo_acceptance.py [exact_0] [branching_0] [dyngen_0] ... [pancreas]``, where the seed ends a name;
+``python evidence/latentvelo_acceptance.py [exact_0] [branching_0] [dyngen_0] ... [pancreas]``, a seed at the end;
 results of other parts are kept.
 """
 

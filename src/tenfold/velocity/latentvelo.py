@@ -42,11 +42,11 @@ class LatentVelo(TrainedVelocity):
 
     **Do not use it** for an order of cells on its own: the latent time is not reliable. The context lets a cell be
     reached in other ways than along the process, so that times differ between seeds and settings. On simulations its
-    rank correlation with the true time was 0.90 where the process branches, but 0.48 with exact kinetics of one process
-    and 0.00 for dyngen's (20 epochs), where `ScVeloDeterministic` had 0.95, 1.00 and 0.77. Nor is it evidence of a
-    direction, which is the steady-state model's (``root_weight``): on a real pancreas set (300 genes, 20 epochs) its
-    known direction in gene space was 0.16, with permuted counts up to 0.25, and neighbours' velocities agreed to 1.00
-    in both, since codes are smooth.
+    rank correlation with the true time was 0.90 and 0.75 (two seeds) where it branches, 0.48 and 0.62 with exact
+    kinetics of one process and 0.00 for dyngen's (20 epochs), where `ScVeloDeterministic` had 0.95, 1.00 and 0.77. Nor
+    is it evidence of a direction, which is the steady-state model's (``root_weight``): on a real pancreas set (300
+    genes, 20 epochs) its known direction in gene space was 0.16, with permuted counts up to 0.25, and neighbours'
+    velocities agreed to 1.00 in both, since codes are smooth.
 
     **Cost**: linear in cells, genes and epochs; a step of training takes a sixth of the original's time (100 cells ×
     1,000 genes, one core: 0.06 seconds).
