@@ -41,11 +41,12 @@ class VeloVI(PosteriorVelocity):
 
     **Do not use it** as evidence that cells move by itself: it is trained on averages over neighbours and smooth by
     construction. Times of genes are not comparable with each other, and the time of cells that is written is that of
-    the velocity graph, as for the steady-state models. Look at the null models of ``tf.compare("velocity", ...)``.
+    the velocity graph, as for the steady-state models. What it makes of permuted counts of real cells is not measured
+    yet. Look at the null models of ``tf.compare("velocity", ...)``.
 
     **Cost**: 0.4 seconds of a thread an epoch for 700 cells and 900 genes, in proportion to both; up to 500 epochs.
-    scvi-tools took 5.7 times as much CPU time for equal epochs with 900 genes, and 3.7 times to the end of training with
-    50 (``tied=False``, where equal weights give equal losses and gradients).
+    scvi-tools took 5.7 times as much CPU time for equal epochs with 900 genes, and 3.7 times to the end of training
+    with 50 (``tied=False``, where equal weights give equal losses and gradients).
 
     Rates in `rates` are those of averages scaled to [0, 1], but for ``ratio``: γ / β in units of the averages.
 
@@ -112,7 +113,7 @@ class VeloVI(PosteriorVelocity):
         doi="10.1038/s41592-023-01994-w",
         accepts=("spliced", "unspliced", "use_rep", "batch"),
         gives=("velocity", "time", "confidence"),
-        readiness="usable",
+        readiness="caution",
         advice="Kinetics with a posterior: how sure each direction is, and which genes have dynamics.",
     )
 
