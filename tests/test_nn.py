@@ -198,7 +198,7 @@ def test_the_written_out_gradient_of_a_plain_model_is_that_of_autograd(of_decode
 
 @pytest.mark.parametrize("likelihood", ["nb", "zinb", "poisson"])
 def test_large_products_in_bfloat16_change_gradients_little(likelihood, monkeypatch):
-    monkeypatch.setattr("tenfold.nn.plain_vae._multiplies_bfloat16", lambda: True)
+    monkeypatch.setattr("tenfold.nn.plain_vae.multiplies_bfloat16", lambda: True)
     net = ConditionalVAE(GaussianEncoder(200, 4, 32), CountDecoder(4, 200, 32, likelihood=likelihood))
     counts = all_rows(sparse.csr_matrix(np.random.default_rng(0).poisson(0.5, (64, 200)).astype(np.float32)))
     batch = {"counts": counts, "log_size": counts.sum().log()}
@@ -305,7 +305,7 @@ def test_what_is_not_plain_is_left_to_autograd(monkeypatch):
     ):  # fmt: skip
         assert not is_plain(each)
     for fast in (False, True):
-        monkeypatch.setattr("tenfold.nn.plain_vae._multiplies_bfloat16", lambda fast=fast: fast)
+        monkeypatch.setattr("tenfold.nn.plain_vae.multiplies_bfloat16", lambda fast=fast: fast)
         with torch.autocast("cpu", torch.bfloat16):
             assert is_plain(net()) == fast
     with torch.no_grad():
