@@ -148,7 +148,7 @@ def null_models(
     make: Callable[[int], VelocityMethod], adata: AnnData, roles: dict[str, str], seed: int, repeats: int
 ) -> NullModels:
     """Fit a method to real counts and to permuted ones, on the genes that pass its filters on the real ones."""
-    first = _fit(make(seed), adata, roles)
+    first = quietly_fitted(make(seed), adata, roles)
     kept = adata[:, first.columns_].copy()
     labels, pairs = labels_of(adata, roles), pairs_of(roles.get("transitions"))
 
@@ -157,21 +157,22 @@ def null_models(
         method.n_top_genes, method.min_shared_counts = None, 1
         return method
 
-    found = NullModels(_measured(_fit(again(), kept, roles), labels, pairs))
+    found = NullModels(_measured(quietly_fitted(again(), kept, roles), labels, pairs))
     unspliced = layers_of(Inputs(kept, own_roles(first, roles)), first.max_unspliced, sampled=False).unspliced
     for kind in ("cells", "genes", *(["groups"] if labels is not None else [])):
         found.nulls[kind] = []
         for repeat in range(repeats):
             kept.layers[roles.get("unspliced", "unspliced")] = permuted(unspliced, kind, labels, seed + repeat)
             try:
-                one = _measured(_fit(again(), kept, roles), labels, pairs)
+                one = _measured(quietly_fitted(again(), kept, roles), labels, pairs)
             except DataError:  # nothing in it moves: as a null should be
                 one = Measured(0.0, 0, float("nan"))
             found.nulls[kind].append(one)
     return found
 
 
-def _fit(method: VelocityMethod, adata: AnnData, roles: dict[str, str]) -> VelocityMethod:
+def quietly_fitted(method: VelocityMethod, adata: AnnData, roles: dict[str, str]) -> VelocityMethod:
+    """Fit a method to changed counts, of which the user need not be warned."""
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", UserWarning)
         return method.fit(adata, progress=False, **own_roles(method, roles))

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import warnings
 from collections.abc import Callable
 
 import numpy as np
@@ -12,7 +11,7 @@ from tenfold.data import velocity_graph
 from tenfold.data.inputs import Inputs
 from tenfold.data.velocity import layers_of
 from tenfold.data.velocity_nulls import permuted
-from tenfold.velocity._nulls import MOST_CELLS, own_roles
+from tenfold.velocity._nulls import MOST_CELLS, own_roles, quietly_fitted
 from tenfold.velocity_models.base import VelocityMethod
 
 
@@ -43,9 +42,7 @@ def arrows_of_null(
     taken = own_roles(method, roles)
     unspliced = layers_of(Inputs(adata, taken), method.max_unspliced, sampled=False).unspliced
     adata.layers[roles.get("unspliced", "unspliced")] = permuted(unspliced, "cells", None, seed)
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore", UserWarning)
-        method.fit(adata, progress=False, **taken)
+    quietly_fitted(method, adata, roles)
     out = np.full((len(cells), 2), np.nan, np.float32)
     out[few] = method.project(layout[few])
     return out

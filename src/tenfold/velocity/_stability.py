@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import warnings
 from collections.abc import Callable, Iterator
 from typing import NamedTuple
 
@@ -14,7 +13,7 @@ from tenfold.data.inputs import Inputs
 from tenfold.data.stress import downsample_depth, gene_dropout
 from tenfold.data.velocity import layers_of
 from tenfold.task import Control, Score, Verdict
-from tenfold.velocity._nulls import own_roles
+from tenfold.velocity._nulls import own_roles, quietly_fitted
 from tenfold.velocity_models.base import VelocityMethod
 
 #: Cosine to the velocity from all counts above which a cell's direction counts as kept.
@@ -35,7 +34,7 @@ class Change(NamedTuple):
 
 def fewer_counts(make: Make, adata: AnnData, roles: dict[str, str], seed: int) -> tuple[Control, list[Score]]:
     """Fit to half of the counts of each cell: are the velocities the same?"""
-    full = _fit(make(seed), adata, roles)
+    full = quietly_fitted(make(seed), adata, roles)
     change = _thinned(full, adata, roles, 0.5, seed)
     value, n_shared = _kept(full, make(seed), change, roles)
     verdict: Verdict = "pass" if value >= KEPT else "warn"
@@ -51,7 +50,7 @@ def fewer_counts(make: Make, adata: AnnData, roles: dict[str, str], seed: int) -
 
 def changes(make: Make, adata: AnnData, roles: dict[str, str], seed: int) -> tuple[Control, list[Score]]:
     """Fit to parts of the cells, counts and genes, and with half and twice the neighbours."""
-    full = _fit(make(seed), adata, roles)
+    full = quietly_fitted(make(seed), adata, roles)
     found: dict[str, list[float]] = {}
     for change in _changes(full, adata, roles, seed):
         found.setdefault(change.words, []).append(_kept(full, make(seed), change, roles)[0])
@@ -93,7 +92,7 @@ def _kept(full: VelocityMethod, other: VelocityMethod, change: Change, roles: di
     """Return the mean cosine of velocities after a change with those before, and the number of genes it rests on."""
     if change.n_neighbors is not None:
         other.n_neighbors = change.n_neighbors
-    _fit(other, change.adata, roles)
+    quietly_fitted(other, change.adata, roles)
     genes, of_full, of_other = np.intersect1d(
         full.genes_[full.trusted_], other.genes_[other.trusted_], return_indices=True
     )
@@ -102,9 +101,3 @@ def _kept(full: VelocityMethod, other: VelocityMethod, change: Change, roles: di
     before = full.velocity_[:, full.trusted_][change.rows][:, of_full]
     after = other.velocity_[:, other.trusted_][:, of_other]
     return float(np.mean(metrics.velocity_agreement(before, after))), len(genes)
-
-
-def _fit(method: VelocityMethod, adata: AnnData, roles: dict[str, str]) -> VelocityMethod:
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore", UserWarning)
-        return method.fit(adata, progress=False, **own_roles(method, roles))
