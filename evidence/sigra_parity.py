@@ -82,6 +82,8 @@ train(PictureGraphNet(x[:200], given["picture"][:200], few, 512, 30, ones), 1)  
 net = PictureGraphNet(x, given["picture"], graph, 512, 30, ones)
 def of(name, part):
     return torch.from_numpy(given[f"w:{name}.lin_{part}"])
+def filled(right):
+    return torch.nn.functional.pad(right, (0, net.branches["genes"].decoder.right.shape[1] - right.shape[1]))
 theirs = {"genes": ("conv1", "conv2", "conv3", "conv4"), "picture": tuple(f"imgconv{i}" for i in range(1, 5)),
           "fused": ("neck", "neck2", "c3", "c4")}
 parts, taken = ("query", "key", "value", "skip"), {}
@@ -93,8 +95,8 @@ for branch, names in theirs.items():
     key, name = f"branches.{branch}.decoder", names[3]
     taken |= {key + ".query": of(name, "query.weight"), key + ".key": of(name, "key.weight"),
               key + ".query_bias": of(name, "query.bias"),
-              key + ".right": torch.cat([of(name, "value.weight"), of(name, "skip.weight"),
-                                         of(name, "value.bias")[:, None], of(name, "skip.bias")[:, None]], dim=1)}
+              key + ".right": filled(torch.cat([of(name, "value.weight"), of(name, "skip.weight"),
+                                                of(name, "value.bias")[:, None], of(name, "skip.bias")[:, None]], 1))}
 net.load_state_dict(taken)
 """
 OURS = """

@@ -144,8 +144,8 @@ def by_section(name, kind):
 taken = {}
 for own, theirs in parts.items():
     name = "dgi.encoder." + theirs
-    taken |= {own + ".weight": of(name + ".fc.weight").T, own + ".norm.slope": by_section(name, "weight"),
-              own + ".norm.offset": by_section(name, "bias")}
+    taken |= {own + ".weight": of(name + ".fc.weight").T, own + ".slope": by_section(name, "weight"),
+              own + ".offset": by_section(name, "bias")}
 for own, theirs in (("hidden", "gcn"), ("mean", "mu"), ("log_sd", "var")):
     name = "dgi.encoder.graph.vgae.encoder." + theirs
     taken |= {own + ".weight": of(name + ".lin.weight").T, own + ".bias": of(name + ".bias")}
@@ -154,19 +154,19 @@ taken |= {"last.weight": of("dgi.encoder.trans2.fc.weight"), "last.bias": of("dg
           "decoder": of("decoder.fc.weight").T, "slope": by_section("decoder", "weight"),
           "offset": by_section("decoder", "bias"), "bank": torch.from_numpy(given["bank"])}
 missing, unexpected = net.load_state_dict(taken, strict=False)
-assert not unexpected and all(name.endswith(("norm.mean", "norm.variance")) for name in missing), (missing, unexpected)
+assert not unexpected and all(name.endswith((".mean", ".variance")) for name in missing), (missing, unexpected)
 if given["fixed"]:
     order, strangers = torch.from_numpy(given["order"]), torch.from_numpy(given["strangers"])
     net.shuffled, net.strangers = lambda: order, lambda: (strangers[0], strangers[1])
-    whole = net.encode
-    def encode(mapped):
+    whole = net.code
+    def code(x):
         drawn, torch.randn_like = torch.randn_like, torch.zeros_like
         try:
-            return whole(mapped)
+            return whole(x)
         finally:
             torch.randn_like = drawn
-    net.encode = encode
-result = {"z": net.train().encode(net.expression(net.first.weight))[0].detach().numpy()} if given["fixed"] else {}
+    net.code = code
+result = {"z": net.train().code(net.units())[0].detach().numpy()} if given["fixed"] else {}
 """
 OURS = """
 start = time.process_time()

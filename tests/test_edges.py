@@ -5,8 +5,8 @@ import pytest
 import torch
 from scipy import sparse
 
-from tenfold.kernels.edges import edge_products
-from tenfold.nn.graph_layers import product_error
+from tenfold.kernels.edges import edge_products, pair_products
+from tenfold.nn.graph_layers import gram, product_error
 
 
 @pytest.mark.parametrize("width", [1, 7, 130])
@@ -24,6 +24,23 @@ def test_edge_products(width):
         torch.testing.assert_close(edge_products(first, second, indptr, neighbor), expected, rtol=1e-5, atol=1e-5)
     finally:
         torch.set_num_threads(1)
+
+
+def test_products_of_pairs_and_their_gradients():
+    torch.manual_seed(0)
+    x = torch.randn(12, 7, requires_grad=True)
+    first, second = torch.randint(12, (2, 40))
+    first[:3] = second[:3]  # a row with itself
+    found, expected = pair_products(x, first, second), (x[first] * x[second]).sum(dim=1)
+    torch.testing.assert_close(found, expected)
+    sink = torch.randn(40)
+    torch.testing.assert_close(*(torch.autograd.grad((y * sink).sum(), x)[0] for y in (found, expected)))
+
+
+@pytest.mark.parametrize("n", [1, 3, 4, 21])
+def test_a_product_with_the_own_transpose(n):
+    x = torch.randn(9, n)
+    torch.testing.assert_close(gram(x), x.T @ x)
 
 
 def test_error_of_a_product_and_its_gradients():

@@ -13,7 +13,7 @@ from tenfold.data.inputs import Inputs
 from tenfold.data.spatial import spatial_graph, symmetrised
 from tenfold.errors import DataError, KeyMissingError, ParameterError
 from tenfold.nn.graph_layers import Neighborhoods
-from tenfold.nn.graph_transformer import ProductTarget, TransformerDecoder, TransformerLayer
+from tenfold.nn.graph_transformer import ProductTarget, TransformerDecoder, TransformerLayer, decoder_width
 from tenfold.nn.picture_graph_net import PictureGraphNet
 from test_spagcn import pictured
 from test_spatial import positions, tissue
@@ -64,7 +64,10 @@ def test_the_decoder_is_a_layer_by_either_way(n_in, n_genes):
     decoder = TransformerDecoder(n_in, n_genes, Neighborhoods(graph))
     assert decoder.folds == (n_genes == 40)
     left, right = decoder(h)
-    parts = right[:, :n_in], right[:, n_in:-2], [decoder.query_bias, right[:, -2], right[:, -1]]
+    n, used = 2 * n_in, right[:, : 2 * n_in + 2]
+    assert right.shape == (n_genes, decoder_width(n_in)) and right.shape[1] % 16 == 0
+    assert not left[:, n + 2 :].any() and not right[:, n + 2 :].any(), "filled up with zeros, which no gradient moves"
+    parts = used[:, :n_in], used[:, n_in:n], [decoder.query_bias, used[:, n], used[:, n + 1]]
     expected = written(h, torch.from_numpy(graph.toarray()) > 0, decoder.query, decoder.key, *parts)
     torch.testing.assert_close(left @ right.T, expected, atol=1e-5, rtol=1e-4)
 

@@ -76,9 +76,10 @@ class SpatiAlign(GraphMethod):
 
     Notes
     -----
-    Corrected expression is left out: the original decodes each section with batch norm of that section, which puts
-    back what differs between sections. Its graph encoder asks for loops of weight 2, but gets those of weight 1 that
-    are there, as here.
+    Cells and shuffled cells pass the perceptron together, so that the same of their units are silenced; the original
+    draws twice. Corrected expression is left out: the original decodes each section with batch norm of that section,
+    which puts back what differs between sections. Its graph encoder asks for loops of weight 2, but gets those of
+    weight 1 that are there, as here.
 
     Examples
     --------

@@ -1,4 +1,4 @@
-"""Numbers on the edges of a graph: inner products of the rows that an edge joins."""
+"""Numbers on the edges of a graph, or on pairs in any order: inner products of the rows that are joined."""
 
 # mypy: disable-error-code="no-untyped-def, call-arg"
 from __future__ import annotations
@@ -48,3 +48,60 @@ def _products(start, stop, first, second, indptr, neighbor, out):
             for c in range(row.shape[0]):
                 total += row[c] * other[c]
             out[k] = total
+
+
+def pair_products(x: Tensor, first: Tensor, second: Tensor) -> Tensor:
+    """Return ``x[first] · x[second]`` of every pair, with gradients, without a copy of the rows of all pairs.
+
+    Parameters
+    ----------
+    x
+        Shape (n_cells, n), float32.
+    first, second
+        Rows of each pair, shape (n_pairs,), int64.
+
+    Returns
+    -------
+    Shape (n_pairs,).
+    """
+    return _PairProducts.apply(x, first, second) if x.is_cpu else torch.einsum("ij,ij->i", x[first], x[second])
+
+
+class _PairProducts(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx, x, first, second):
+        ctx.save_for_backward(x, first, second)
+        out = torch.empty(len(first), dtype=x.dtype)
+        arrays = (x.detach().contiguous().numpy(), first.numpy(), second.numpy(), out.numpy())
+        in_threads(lambda start, stop: _pair_products(start, stop, *arrays), len(first))
+        return out
+
+    @staticmethod
+    @torch.autograd.function.once_differentiable
+    def backward(ctx, upstream):
+        x, first, second = ctx.saved_tensors
+        to_x = torch.zeros_like(x, memory_format=torch.contiguous_format)
+        arrays = (x.contiguous().numpy(), first.numpy(), second.numpy(), upstream.contiguous().numpy(), to_x.numpy())
+        # Threads share columns, so that none adds to what another adds to.
+        in_threads(lambda start, stop: _add_pairs(start, stop, *arrays), x.shape[1])
+        return to_x, None, None
+
+
+@njit(**LOOP)
+def _pair_products(start, stop, x, first, second, out):
+    for k in range(start, stop):
+        row, other = x[first[k]], x[second[k]]
+        total = np.float32(0.0)
+        for c in range(row.shape[0]):
+            total += row[c] * other[c]
+        out[k] = total
+
+
+@njit(**LOOP)
+def _add_pairs(start, stop, x, first, second, upstream, out):
+    for k in range(first.shape[0]):
+        i, j, weight = first[k], second[k], upstream[k]
+        for c in range(start, stop):
+            out[i, c] += weight * x[j, c]
+        for c in range(start, stop):
+            out[j, c] += weight * x[i, c]

@@ -15,7 +15,9 @@ from tenfold.kernels.sparse_linear import rows_times
 #: Share of non-zeros above which a dense product is faster.
 _DENSE = 0.25
 #: Columns that a sparse matrix is multiplied with at once: of more, the factor would not stay in the cache.
-_AT_ONCE = 128
+_AT_ONCE = 64
+#: Pieces that the columns of a matrix are taken in by `gram`.
+_PIECES = 4
 
 
 class Fixed(nn.Module):
@@ -41,7 +43,8 @@ class Fixed(nn.Module):
         for name, part in (("rows", matrix), ("columns", matrix.T.tocsr())):
             part.sort_indices()
             for key, value in (("indptr", part.indptr), ("indices", part.indices), ("values", part.data)):
-                tensor = torch.from_numpy(value if key == "values" else value.astype(np.int64))
+                kind = {"indptr": np.int64, "indices": np.int32, "values": np.float32}[key]
+                tensor = torch.from_numpy(value.astype(kind))
                 self.register_buffer(f"{name}_{key}", tensor, persistent=False)
 
     def forward(self, x: Tensor) -> Tensor:
@@ -59,7 +62,7 @@ class Fixed(nn.Module):
         if x.device.type == "cpu":
             rows = SparseRows(indptr, indices, values, n_columns)
             return torch.cat([rows_times(rows, part) for part in x.split(_AT_ONCE, dim=1)], dim=1)
-        return torch.sparse_csr_tensor(indptr, indices, values, (n_rows, n_columns)) @ x
+        return torch.sparse_csr_tensor(indptr.int(), indices, values, (n_rows, n_columns)) @ x
 
 
 class _FixedProduct(torch.autograd.Function):
@@ -163,6 +166,17 @@ class _EdgeProducts(torch.autograd.Function):
         return None, around.spread(upstream, second), around.spread(upstream, first, transposed=True)
 
 
+def gram(x: Tensor) -> Tensor:
+    """Return XᵀX, shape (n, n), for little more than half of the work: what mirrors another part is copied."""
+    n = x.shape[1]
+    out, step = x.new_empty(n, n), max(1, -(-n // _PIECES))
+    for start in range(0, n, step):
+        stop = min(start + step, n)
+        torch.mm(x[:, start:stop].T, x[:, start:], out=out[start:stop, start:])
+        out[stop:, start:stop] = out[start:stop, stop:].T
+    return out
+
+
 def product_error(square: float, left: Tensor, onto: Tensor, right: Tensor) -> Tensor:
     """Return ‖X - L Rᵀ‖² of a matrix X that is known by its square sum and by X R; L Rᵀ is never made.
 
@@ -183,7 +197,7 @@ class _ProductError(torch.autograd.Function):
 
     @staticmethod
     def forward(ctx, square, left, onto, right):
-        of_left, of_right = left.T @ left, right.T @ right
+        of_left, of_right = gram(left), gram(right)
         ctx.save_for_backward(left, onto, right, of_left, of_right)
         return square - 2 * (left * onto).sum() + (of_left * of_right).sum()
 

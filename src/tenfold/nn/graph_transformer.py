@@ -1,5 +1,6 @@
 """Graph transformer layers: attention of each cell to those around it, by products of queries and keys."""
 
+# mypy: disable-error-code="no-untyped-def"
 from __future__ import annotations
 
 import numpy as np
@@ -8,12 +9,17 @@ from scipy import sparse
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from tenfold.nn.graph_layers import Fixed, Neighborhoods, product_error
+from tenfold.nn.graph_layers import Fixed, Neighborhoods, gram
 
 #: Products run fastest where widths are multiples of it.
 _ALIGNED = 16
 #: Time of a product with a non-zero of a sparse matrix, in that of a product of dense ones.
 _SPARSE_PRICE = 4
+
+
+def decoder_width(n_in: int) -> int:
+    """Return the columns of L and R of a `TransformerDecoder`; those beyond 2 × n_in + 2 are zero and stay so."""
+    return -(-(2 * n_in + 2) // _ALIGNED) * _ALIGNED
 
 
 class TransformerLayer(nn.Module):
@@ -59,7 +65,7 @@ class TransformerDecoder(nn.Module):
 
     What depends on genes is moved to where there are fewer numbers. Queries times keys, (W_q hᵢ + b_q)·W_k hⱼ, is
     (hᵢ W_qᵀW_k + b_qᵀ W_k)·hⱼ. As attention sums to 1, it averages h and not the values, so that the output is the
-    product of L = [α h, h, 1 of cells with neighbours, 1] and R = [W_v, W_s, b_v, b_s].
+    product of L = [α h, h, 1 of cells with neighbours, 1] and R = [W_v, W_s, b_v, b_s], filled up with zeros.
 
     Parameters
     ----------
@@ -75,14 +81,16 @@ class TransformerDecoder(nn.Module):
         self.query = nn.Parameter(_drawn(n_in, n_genes, n_in))
         self.key = nn.Parameter(_drawn(n_in, n_genes, n_in))
         self.query_bias = nn.Parameter(_drawn(n_in, n_genes))
-        self.right = nn.Parameter(_drawn(n_in, n_genes, 2 * n_in + 2))
-        neighbors = around.get_buffer("indptr").diff()
-        constant = torch.stack([(neighbors > 0).float(), torch.ones(around.n_cells)], dim=1)
+        used, width = 2 * n_in + 2, decoder_width(n_in)
+        self.right = nn.Parameter(F.pad(_drawn(n_in, n_genes, used), (0, width - used)))
+        constant = torch.zeros(around.n_cells, width - 2 * n_in)
+        constant[:, 0] = around.get_buffer("indptr").diff() > 0
+        constant[:, 1] = 1
         self.register_buffer("constant", constant, persistent=False)
         self.folds = (around.n_cells + n_genes) * n_in < 2 * around.n_cells * n_genes
 
     def forward(self, h: Tensor) -> tuple[Tensor, Tensor]:
-        """Return L and R of the output, shapes (n_cells, 2 × n_in + 2) and (n_genes, 2 × n_in + 2)."""
+        """Return L and R of the output, shapes (n_cells, n) and (n_genes, n), n being `decoder_width`."""
         if self.folds:
             query, key = h @ (self.query.T @ self.key) + self.query_bias @ self.key, h
         else:
@@ -110,16 +118,36 @@ class ProductTarget(nn.Module):
         onto = n_cells * n_genes if self.matrix.is_dense else _SPARSE_PRICE * matrix.nnz
         self.writes_out = 3 * n_cells * n_genes <= 2 * (width * (n_cells + n_genes) + onto)
         if self.writes_out:
-            self.register_buffer("dense", torch.from_numpy(matrix.toarray()), persistent=False)
+            dense = self.matrix.get_buffer("matrix") if self.matrix.is_dense else torch.from_numpy(matrix.toarray())
+            self.register_buffer("dense", dense, persistent=False)
 
     def error(self, left: Tensor, right: Tensor) -> Tensor:
         """Return the mean squared error of L Rᵀ."""
-        spare = -left.shape[1] % _ALIGNED
-        left, right = F.pad(left, (0, spare)), F.pad(right, (0, spare))
-        if self.writes_out:
-            return F.mse_loss(left @ right.T, self.get_buffer("dense"))
-        onto = self.matrix(right)
-        return product_error(self.square, left, onto, right) / (self.matrix.shape[0] * self.matrix.shape[1])
+        return _MeanError.apply(self, left, right)
+
+
+class _MeanError(torch.autograd.Function):
+    """Its gradients are found along with it, of products that it needs itself."""
+
+    @staticmethod
+    def forward(ctx, target, left, right):
+        if target.writes_out:
+            apart = torch.addmm(target.get_buffer("dense"), left, right.T, beta=-1)
+            error, to_left, to_right = apart.square().sum(), apart @ right, apart.T @ left
+        else:
+            # ‖X‖² - 2 ⟨L, X R⟩ + ⟨LᵀL, RᵀR⟩
+            onto, of_left, of_right = target.matrix.times(right), gram(left), gram(right)
+            error = target.square - 2 * (left * onto).sum() + (of_left * of_right).sum()
+            to_left = torch.addmm(onto, left, of_right, beta=-1)
+            to_right = torch.addmm(target.matrix.times(left, transposed=True), right, of_left, beta=-1)
+        ctx.save_for_backward(to_left, to_right)
+        ctx.size = target.matrix.shape[0] * target.matrix.shape[1]
+        return error / ctx.size
+
+    @staticmethod
+    @torch.autograd.function.once_differentiable
+    def backward(ctx, upstream):
+        return None, *(part * (2 * upstream / ctx.size) for part in ctx.saved_tensors)
 
 
 def _attention(around: Neighborhoods, query: Tensor, key: Tensor, n: int) -> Tensor:

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from tenfold.nn.graph_layers import Fixed, Neighborhoods
-from tenfold.nn.graph_transformer import ProductTarget, TransformerDecoder, TransformerLayer
+from tenfold.nn.graph_transformer import ProductTarget, TransformerDecoder, TransformerLayer, decoder_width
 
 
 class Branch(nn.Module):
@@ -71,7 +71,7 @@ class PictureGraphNet(nn.Module):
         n_latent: int, weights: dict[str, float], reads_genes: bool = True,
     ):  # fmt: skip
         super().__init__()
-        self.target, self.weights = ProductTarget(expression, 2 * n_hidden + 2), weights
+        self.target, self.weights = ProductTarget(expression, decoder_width(n_hidden)), weights
         around, n_genes, widths = Neighborhoods(graph), expression.shape[1], {}
         if reads_genes:
             widths["genes"] = (n_genes, n_hidden)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from typing import NamedTuple
 
 import numpy as np
@@ -11,14 +10,17 @@ from scipy import sparse
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from tenfold.kernels.edges import pair_products
 from tenfold.kernels.rows import SparseRows
 from tenfold.nn.graph_layers import Fixed, Neighborhoods
 from tenfold.nn.memory_contrast import elu_error, told_apart, undecided
+from tenfold.nn.section_norm import EPS, NormedLayer
 
 #: Largest logarithm of a deviation.
 _MOST = 10.0
-#: Added to variances by batch norm.
-_EPS = 1e-5
+#: Share of the present statistics in those of the perceptron, which the original renews twice in an epoch: by cells and
+#: by shuffled cells.
+_TWICE = 1 - (1 - 0.1) ** 2
 #: How often pairs that turn out to be neighbours are drawn again.
 _DRAWS = 10
 
@@ -29,63 +31,6 @@ class Temperatures(NamedTuple):
     own: float
     spread: float
     others: float
-
-
-class SectionNorm(nn.Module):
-    """Batch norm with statistics, slopes and offsets of each section its own, sections lying one after another.
-
-    Parameters
-    ----------
-    n_units
-        Width.
-    parts
-        Rows of each section, two at least.
-    """
-
-    mean: Tensor
-    variance: Tensor
-
-    def __init__(self, n_units: int, parts: list[slice]):
-        super().__init__()
-        self.parts, shape = parts, (len(parts), n_units)
-        self.slope, self.offset = nn.Parameter(torch.ones(shape)), nn.Parameter(torch.zeros(shape))
-        self.register_buffer("mean", torch.zeros(shape))
-        self.register_buffer("variance", torch.ones(shape))
-
-    def forward(self, h: Tensor) -> Tensor:
-        """Standardise (n_cells, n_units)."""
-        found = []
-        for i, part in enumerate(self.parts):
-            own = self.slope[i], self.offset[i]
-            found.append(F.batch_norm(h[part], self.mean[i], self.variance[i], *own, self.training, eps=_EPS))
-        return torch.cat(found)
-
-
-class NormedLayer(nn.Module):
-    """A linear map, `SectionNorm`, ELU and dropout. A bias would cancel in the norm.
-
-    Parameters
-    ----------
-    n_in, n_out
-        Widths.
-    parts
-        Rows of each section.
-    dropout
-        Share of units that are silenced.
-    """
-
-    def __init__(self, n_in: int, n_out: int, parts: list[slice], dropout: float = 0.0):
-        super().__init__()
-        self.weight = nn.Parameter(torch.empty(n_in, n_out).uniform_(-(n_in**-0.5), n_in**-0.5))
-        self.norm, self.dropout = SectionNorm(n_out, parts), dropout
-
-    def forward(self, x: Tensor) -> Tensor:
-        """Return new features, shape (n_cells, n_out)."""
-        return self.finished(x @ self.weight)
-
-    def finished(self, mapped: Tensor) -> Tensor:
-        """Return what follows the linear map."""
-        return F.dropout(F.elu(self.norm(mapped)), self.dropout, self.training)
 
 
 class GraphLayer(nn.Module):
@@ -152,9 +97,10 @@ class SectionContrast(nn.Module):
             self.register_buffer(name, torch.from_numpy(value), persistent=False)
         self.register_buffer("bank", torch.zeros(n_cells, n_latent))
         parts = self.parts
-        self.first = NormedLayer(n_genes, n_hidden, parts, dropout)
-        self.skip, self.down = (NormedLayer(n_hidden, n_latent, parts, dropout) for _ in range(2))
-        self.level = nn.ModuleList([NormedLayer(n_latent, n_latent, parts, dropout) for _ in range(3)])
+        options = (parts, dropout, _TWICE)
+        self.first = NormedLayer(n_genes, n_hidden, *options)
+        self.skip, self.down = (NormedLayer(n_hidden, n_latent, *options) for _ in range(2))
+        self.level = nn.ModuleList([NormedLayer(n_latent, n_latent, *options) for _ in range(3)])
         self.hidden, self.mean, self.log_sd = (GraphLayer(n_latent) for _ in range(3))
         self.after = nn.ModuleList([NormedLayer(n_latent, n_latent, parts) for _ in range(2)])
         self.join, self.last = NormedLayer(2 * n_latent, n_latent, parts), nn.Linear(n_latent, n_latent)
@@ -162,17 +108,22 @@ class SectionContrast(nn.Module):
         self.decoder = nn.Parameter(torch.empty(n_latent, n_genes).uniform_(-(n_latent**-0.5), n_latent**-0.5))
         self.slope, self.offset = nn.Parameter(torch.ones(n, n_genes)), nn.Parameter(torch.zeros(n, n_genes))
 
-    def encode(self, mapped: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    def units(self) -> Tensor:
+        """Return what the perceptron makes of expression, shape (n_cells, n_latent)."""
+        h = self.first.finished(self.expression(self.first.weight))
+        # One product for both, since it is narrow.
+        skip, down = (h @ torch.cat([self.skip.weight, self.down.weight], dim=1)).chunk(2, dim=1)
+        x = F.elu(self.skip.finished(skip) + self.level[0](self.down.finished(down)))
+        return F.elu(x + self.level[2](self.level[1](x)))
+
+    def code(self, x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """Return the code of cells, and mean and logarithm of the deviation of that of their neighbours.
 
         Parameters
         ----------
-        mapped
-            Expression times the first weights, shape (n_cells, n_hidden).
+        x
+            What the perceptron makes of the cells, shape (n_cells, n_latent).
         """
-        h = self.first.finished(mapped)
-        x = F.elu(self.skip(h) + self.level[0](self.down(h)))
-        x = F.elu(x + self.level[2](self.level[1](x)))
         g = self.graph(self.hidden(self.graph(x)).relu())
         mean, log_sd = self.mean(g), self.log_sd(g).clamp(max=_MOST)
         z = mean + torch.randn_like(mean) * log_sd.exp() if self.training else mean
@@ -182,11 +133,11 @@ class SectionContrast(nn.Module):
 
     def terms(self) -> dict[str, Tensor]:
         """Return the loss, a sum over sections, and its parts; the memory is renewed."""
-        mapped = self.expression(self.first.weight)
-        latent, mean, log_sd = self.encode(mapped)
+        x = self.units()
+        latent, mean, log_sd = self.code(x)
         found = {
             "graph": self._edges(latent) + self._divergence(mean, log_sd),
-            "neighborhoods": self._neighborhoods(latent, self.encode(mapped[self.shuffled()])[0]),
+            "neighborhoods": self._neighborhoods(latent, self.code(x.index_select(0, self.shuffled()))[0]),
             "reconstruction": self._reconstruction(latent),
         }
         bank = self.get_buffer("bank")
@@ -229,7 +180,7 @@ class SectionContrast(nn.Module):
     def _edges(self, latent: Tensor) -> Tensor:
         """Return the cross-entropy of inner products: 1 for cells that are joined, 0 for strangers."""
         first, second = self.strangers()
-        right, wrong = self.around.products(latent, latent), (latent[first] * latent[second]).sum(dim=1)
+        right, wrong = self.around.products(latent, latent), pair_products(latent, first, second)
         return (self.get_buffer("per_edge") * (F.softplus(-right) + F.softplus(wrong))).sum()
 
     def _divergence(self, mean: Tensor, log_sd: Tensor) -> Tensor:
@@ -251,25 +202,19 @@ class SectionContrast(nn.Module):
             center = z.mean(dim=0)
             covariance = (z - center).T @ (z - center) / len(z)
             mean, variance = center @ self.decoder, ((covariance @ self.decoder) * self.decoder).sum(dim=0)
-            scale = self.slope[number] * (variance + _EPS).rsqrt()
+            scale = self.slope[number] * (variance + EPS).rsqrt()
             shift = self.offset[number] - mean * scale
             dropout = self.dropout if self.training else 0.0
-            total = total + elu_error(z, self.decoder * scale, shift, self._rows(part.start), dropout)
+            total = total + elu_error(z, self.decoder * scale, shift, self._rows(part), dropout)
         return total
 
-    def _rows(self, first: int) -> Callable[[slice], Tensor]:
-        """Return what gives rows of expression, counted from `first`."""
+    def _rows(self, part: slice) -> SparseRows | Tensor:
+        """Return rows of expression."""
         held = self.expression
         if held.is_dense:
-            return lambda part: held.get_buffer("matrix")[first + part.start : first + part.stop]
+            return held.get_buffer("matrix")[part]
         indptr, indices, values = (held.get_buffer(f"rows_{name}") for name in ("indptr", "indices", "values"))
-
-        def dense(part: slice) -> Tensor:
-            ends = indptr[first + part.start : first + part.stop + 1]
-            inside = slice(int(ends[0]), int(ends[-1]))
-            return SparseRows(ends - ends[0], indices[inside], values[inside], held.shape[1]).dense()
-
-        return dense
+        return SparseRows(indptr[part.start : part.stop + 1], indices, values, held.shape[1])
 
     @torch.no_grad()
     def fill_bank(self) -> None:
@@ -281,6 +226,6 @@ class SectionContrast(nn.Module):
         """Return the code without noise, shape (n_cells, n_latent), float32."""
         was = self.training
         self.eval()
-        code = self.encode(self.expression(self.first.weight))[0]
+        code = self.code(self.units())[0]
         self.train(was)
         return code.cpu().numpy()
