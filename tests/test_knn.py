@@ -66,6 +66,21 @@ def test_approximate_search_is_deterministic_and_close() -> None:
     np.testing.assert_allclose(distances, direct, rtol=1e-3, atol=1e-3)
 
 
+def test_approximate_search_among_others_looks_beyond_the_lists(monkeypatch: pytest.MonkeyPatch) -> None:
+    """With few lists searched, a third of the neighbours are elsewhere; descent finds most of these."""
+    x, y = np.split(points(5400, 8), [400])
+    true, _ = knn(x, y, k=15, exact=True)
+    recall = []
+    monkeypatch.setattr("tenfold.kernels.knn._LISTS", 4)
+    for rounds in (0, 5):
+        monkeypatch.setattr("tenfold.kernels.knn._MOST_ROUNDS", rounds)
+        found, distances = knn(x, y, k=15, exact=False)
+        recall.append(np.mean([len(set(a) & set(b)) / 15 for a, b in zip(true, found, strict=True)]))
+        np.testing.assert_allclose(distances, np.linalg.norm(y[found] - x[:, None], axis=2), rtol=1e-3, atol=1e-3)
+        assert (np.diff(distances, axis=1) >= 0).all() and all(len(set(row)) == 15 for row in found.tolist())
+    assert recall[0] < 0.7 and recall[1] > 0.95
+
+
 def test_all_cells_as_neighbours() -> None:
     indices, _ = knn(points(9, 6), k=9)
     assert all(sorted(row) == list(range(9)) for row in indices)
