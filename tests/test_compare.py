@@ -216,7 +216,9 @@ def test_an_assessment_that_breaks_does_not_end_the_comparison(tmp_path, monkeyp
         raise ValueError("no such luck")
 
     monkeypatch.setattr(type(TASK), "assess", broken)
-    result = tf.compare("integrate", two_batches(), methods=["pca"], out=tmp_path / "t", controls=False, **ROLES)
+    result = tf.compare(
+        "integrate", two_batches(), methods=["pca"], out=tmp_path / "t", seeds=1, controls=False, **ROLES
+    )
     assert result.summary["assessment"]["verdict"] == "not run"
     assert "no such luck" in result.summary["assessment"]["sentence"]
 
@@ -255,7 +257,7 @@ def test_a_reference_pseudotime_is_scored_and_shown_to_no_method(tmp_path):
     adata = two_batches()
     adata.obs["time"] = np.linspace(0, 1, adata.n_obs)
     result = tf.compare(
-        "integrate", adata, methods=["combat"], out=tmp_path / "t", controls=False, pseudotime="time", **ROLES
+        "integrate", adata, methods=["combat"], out=tmp_path / "t", seeds=1, controls=False, pseudotime="time", **ROLES
     )
     assert set(result.scores.loc[result.scores["metric"] == "trajectory", "method"]) == {"combat", "pca"}
     with pytest.raises(KeyMissingError, match="Did you mean 'time'"):

@@ -12,6 +12,7 @@ import psutil
 import pytest
 
 import tenfold as tf
+from tenfold.compare import cluster as cluster_runs
 from tenfold.errors import ResourceError
 
 pytest.importorskip("distributed")
@@ -94,7 +95,8 @@ def test_a_worker_killed_in_the_middle_loses_and_doubles_nothing(cluster, tmp_pa
     assert len(merged) > 5 and (merged["value_x"] - merged["value_y"]).abs().max() < 1e-6
 
 
-def test_no_scheduler_there(tmp_path):
+def test_no_scheduler_there(tmp_path, monkeypatch):
+    monkeypatch.setattr(cluster_runs, "_SECONDS_TO_CONNECT", 1)
     address = "tcp://127.0.0.1:1"
     with pytest.raises(ResourceError, match="No Dask scheduler answers"):
         tf.compare("integrate", cells(), methods=["pca"], out=tmp_path / "t", scheduler=address, **ROLES)

@@ -43,15 +43,15 @@ def phase_scores(lognorm: sparse.csr_matrix, gene_names: np.ndarray, batch: np.n
     Lists: Tirosh et al., Science 2016, doi:10.1126/science.aad0501. Score: that of Scanpy's ``score_genes_cell_cycle``,
     after Satija et al., Nature Biotechnology 2015, doi:10.1038/nbt.3192.
     """
-    import scanpy as sc
-    from anndata import AnnData
-
     known = {str(name) for name in gene_names}
     human, mouse = ([[spelt(g) for g in genes] for genes in (S_GENES, G2M_GENES)] for spelt in (str, str.capitalize))
     lists = max((human, mouse), key=lambda spelling: sum(gene in known for genes in spelling for gene in genes))
     found = [[gene for gene in genes if gene in known] for genes in lists]
     if min(map(len, found)) < FEWEST:
         return None
+    import scanpy as sc  # two seconds, which a comparison would pay in every run
+    from anndata import AnnData
+
     scores = np.zeros((lognorm.shape[0], 2), dtype=np.float64)
     for code in np.unique(batch):
         inside = np.flatnonzero(batch == code)
