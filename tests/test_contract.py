@@ -35,7 +35,7 @@ CLASSES = list(catalog.classes())
 #: What makes a method quick on a hundred cells; names that recur have one meaning everywhere.
 QUICK = {
     "epochs": 3, "n_components": 8, "n_latent": 4, "n_hidden": 16, "n_top_genes": 60, "n_clusters": 5, "n_factors": 3,
-    "n_rounds": 5,
+    "n_rounds": 5, "n_sets": 30, "translation_steps": 20,
 }  # fmt: skip
 
 
