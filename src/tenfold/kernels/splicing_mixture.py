@@ -178,8 +178,8 @@ def _tile(w, t_max, concentration, tied):
 
         # Means of the states: u, then s. States are 1 induction, 2 its steady state, 3 repression, 4 no RNA.
         t1, t3 = switch * rho, (t_max - switch) * tau
-        e1, f1, j1, jb1, jg1 = _lags(t1, beta, gamma)
-        e3, f3, j3, jb3, jg3 = _lags(t3, beta, gamma)
+        e1, f1, j1, jb1, jg1 = lags(t1, beta, gamma)
+        e3, f3, j3, jb3, jg3 = lags(t3, beta, gamma)
         u2, s2 = alpha * ib, alpha * ig
         u1, s1 = u2 * (_ONE - e1), s2 * (_ONE - f1) - alpha * j1
         u3, s3 = u0 * e3, s0 * f3 + beta * u0 * j3
@@ -260,7 +260,7 @@ def _tile(w, t_max, concentration, tied):
 
 
 @njit(**ELEMENT)
-def _lags(t, beta, gamma):
+def lags(t, beta, gamma):
     """Return e = exp(-beta t), f = exp(-gamma t), j = (e - f) / (gamma - beta), and j's derivatives by beta and gamma.
 
     By series where the rates are close.
