@@ -15,9 +15,7 @@ from tenfold.kernels.sparse_linear import rows_times
 #: Share of non-zeros above which a dense product is faster.
 _DENSE = 0.25
 #: Columns that a sparse matrix is multiplied with at once: of more, the factor would not stay in the cache.
-_AT_ONCE = 64
-#: Pieces that the columns of a matrix are taken in by `gram`.
-_PIECES = 4
+_AT_ONCE = 128
 
 
 class Fixed(nn.Module):
@@ -167,14 +165,11 @@ class _EdgeProducts(torch.autograd.Function):
 
 
 def gram(x: Tensor) -> Tensor:
-    """Return XᵀX, shape (n, n), for little more than half of the work: what mirrors another part is copied."""
-    n = x.shape[1]
-    out, step = x.new_empty(n, n), max(1, -(-n // _PIECES))
-    for start in range(0, n, step):
-        stop = min(start + step, n)
-        torch.mm(x[:, start:stop].T, x[:, start:], out=out[start:stop, start:])
-        out[stop:, start:stop] = out[start:stop, stop:].T
-    return out
+    """Return XᵀX, shape (n, n), without a gradient; NumPy makes half of it, the other half being the same."""
+    if not x.is_cpu:
+        return x.T @ x
+    matrix = x.detach().numpy()
+    return torch.from_numpy(matrix.T @ matrix)
 
 
 def product_error(square: float, left: Tensor, onto: Tensor, right: Tensor) -> Tensor:
