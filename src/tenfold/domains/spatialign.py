@@ -32,9 +32,9 @@ class SpatiAlign(GraphMethod):
     to tell cells from shuffled ones by their neighbourhoods, to be most like its own past among all cells of the
     section, and to be decided which cells of each other section it is like.
 
-    **Use it** for several sections of one tissue, beside `STAligner` and `SmoothPCA`. In three sections of mouse cortex,
-    number of domains known, sections were mixed inside layers by 0.77 (`Harmony` on smoothed components 0.43), and the
-    adjusted Rand index by Leiden was 0.70 (seeds 0.61 to 0.83), that of `Harmony` 0.57.
+    **Use it** for several sections of one tissue, beside `STAligner` and `SmoothPCA`. In three sections of mouse
+    cortex, number of domains known, sections were mixed inside layers by 0.77 (`Harmony` on smoothed components
+    0.43), and the adjusted Rand index by Leiden was 0.70 (seeds 0.61 to 0.83), that of `Harmony` 0.57.
 
     **Do not use it** as the only method: there, k-means gave 0.65 of its code and 0.77 of `SmoothPCA`. In a simulated
     pair it mixed cells of the two domains with the sections. A cell is asked to be decided on which cells of each other
