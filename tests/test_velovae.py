@@ -225,3 +225,9 @@ def test_named_errors():
         tf.velocity.VeloVAE(normalize=False, n_neighbors=5, max_unspliced=1.0, min_shared_counts=1).fit(
             flat, use_rep="X_pca", progress=False
         )
+
+
+def test_training_leaves_the_start_as_it_was(line, fitted):
+    x = np.hstack([fitted.unspliced_ / fitted.scale_, fitted.spliced_]).astype(np.float64)
+    np.testing.assert_allclose(fitted.start_, fitted._start(*np.split(x, 2, axis=1))[0], rtol=1e-4, atol=1e-4)
+    assert np.abs(fitted.start_ - fitted.net_.numbers.detach().numpy()).max() > 0.01

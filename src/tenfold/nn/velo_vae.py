@@ -128,7 +128,7 @@ class VeloVAENet(nn.Module):
             nn.init.xavier_uniform_(rows)
         nn.init.zeros_(self.heads.bias)
         self.first, self.second = (Transcription(n_latent, widths, g, dropout) for _ in range(2))
-        self.numbers = nn.Parameter(torch.as_tensor(numbers, dtype=torch.float32))
+        self.numbers = nn.Parameter(torch.tensor(numbers, dtype=torch.float32))  # a copy: the start stays
         self.register_buffer("log_sd", torch.as_tensor(sd, dtype=torch.float32).log())
         # Of all cells, for the second stage: posteriors, time and RNA where their courses begin, and cells there.
         for name, width in {"time": 1, "time_variance": 1, "state": n_latent, "state_variance": n_latent, "origin": 1,
