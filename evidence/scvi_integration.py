@@ -16,6 +16,7 @@ from tenfold.metrics.neighborhoods import neighbors
 TOLERANCE = 0.05
 SEEDS = (0, 1)
 EPOCHS, WARMUP = 100, 50
+SCHEDULE = {"learning_rate": 1e-3, "schedule": "constant"}
 
 REFERENCE = """
 import anndata, pandas, scvi
@@ -41,7 +42,7 @@ def main() -> None:
     batch, labels = (adata.obs[name].to_numpy().astype("U") for name in ("batch", "cell_type"))
     ours, theirs = [], []
     for seed in SEEDS:
-        params = {"epochs": EPOCHS, "kl_warmup_epochs": WARMUP, "n_top_genes": None, "seed": seed}
+        params = {"epochs": EPOCHS, "kl_warmup_epochs": WARMUP, "n_top_genes": None, "seed": seed} | SCHEDULE
         model = tf.embed.SCVI(**params).fit(adata, batch="batch", progress=False)
         ours.append(scores(model.embed(), batch, labels))
         given = {"counts": adata.X.toarray(), "batch": batch, "seed": seed, "epochs": EPOCHS, "warmup": WARMUP}

@@ -55,7 +55,8 @@ OPTIONS = [
     {"latent_distribution": "ln"}, {"batch_norm": "none"}, {"batch_norm": "encoder"}, {"layer_norm": "both"},
     {"encode_covariates": True}, {"n_layers": 2, "deeply_inject_covariates": False}, {"batch_embedding": 3},
     {"library": "latent"}, {"log_variational": False}, {"kl_start": 0.5}, {"kl_end": 0.5},
-    {"kl_warmup_epochs": None}, {"kl_warmup_steps": 1}, {"epochs": 5}, {"batch_size": 50}, {"learning_rate": 0.01},
+    {"kl_warmup_epochs": 4}, {"schedule": "constant"}, {"kl_warmup_steps": 1}, {"epochs": 5}, {"batch_size": 50},
+    {"learning_rate": 0.01},
     {"weight_decay": 0.5}, {"n_top_genes": 30}, {"train_fraction": 0.5}, {"seed": 5}, {"precision": "bf16-mixed"},
 ]  # fmt: skip
 
@@ -180,12 +181,20 @@ def test_patience_counts_once_the_kl_weight_has_risen(cells):
 
 
 def test_learning_rate_falls_on_a_plateau(cells):
-    model = fit(cells, reduce_learning_rate=True, epochs=40, learning_rate=1e-12)
+    model = fit(cells, schedule="plateau", epochs=40, learning_rate=1e-12)
     rates = model.history.query("term == 'learning_rate'").train
     assert rates.iloc[-1] == pytest.approx(0.6 * rates.iloc[0])
 
 
-@pytest.mark.parametrize(("n_cells", "epochs"), [(240, 400), (20_000, 400), (200_000, 40), (10**8, 1)])
+def test_by_default_the_learning_rate_falls_and_the_kl_weight_rises_over_half_of_the_epochs(cells):
+    model = fit(cells, epochs=4, kl_warmup_epochs=None, learning_rate=1e-3)
+    terms = model.history.pivot(index="epoch", columns="term", values="train")
+    assert terms.kl_weight.tolist() == [0, 0.5, 1, 1]
+    middles = (np.arange(4) + 0.5) / 4
+    np.testing.assert_allclose(terms.learning_rate, 1e-3 * (1 + np.cos(np.pi * middles)) / 2)
+
+
+@pytest.mark.parametrize(("n_cells", "epochs"), [(240, 100), (20_000, 100), (200_000, 10), (10**8, 1)])
 def test_epochs_shrink_with_cells(n_cells, epochs):
     assert SCVI()._phase(n_cells).epochs == epochs
 
@@ -286,7 +295,7 @@ def planted() -> tuple[ad.AnnData, SCVI, list[str]]:
     adata.obs["batch"] = pd.Categorical(rng.choice(["a", "b"], 600))
     return (
         adata,
-        fit(adata, {"batch": "batch"}, epochs=80, kl_warmup_epochs=20, learning_rate=5e-3),
+        fit(adata, {"batch": "batch"}, epochs=80, kl_warmup_epochs=20, learning_rate=5e-3, schedule="constant"),
         list(adata.var_names[:8]),
     )
 

@@ -87,7 +87,7 @@ class ScAtlasVAE(VariationalMethod, LatentAnnotator):
         As in `SCVI`. With ``encode_covariates=True`` cells of unknown batches cannot be placed.
     kl_start, kl_end, kl_warmup_epochs, kl_warmup_steps
         As in `SCVI`; by default the weight of the KL term rises over the whole training.
-    epochs, batch_size, weight_decay, early_stopping, patience, reduce_learning_rate, n_top_genes, train_fraction
+    epochs, batch_size, weight_decay, early_stopping, patience, schedule, n_top_genes, train_fraction
         As in `SCVI`.
     device, precision, seed
         As in `SCVI`.

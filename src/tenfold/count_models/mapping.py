@@ -17,6 +17,8 @@ from tenfold.errors import DataError, ParameterError
 from tenfold.types import RunOptions
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
+
     import pandas as pd
     from anndata import AnnData
     from torch.nn import Parameter
@@ -59,7 +61,7 @@ class ReferenceMapper(CountModelMethod):
         epochs
             Of training.
         learning_rate, seed
-            Default: those of the model. There is no weight decay.
+            Default: those of the model, whose schedule the rate follows. There is no weight decay.
         progress, checkpoint
             As in `fit`.
         **roles
@@ -144,7 +146,8 @@ class ReferenceMapper(CountModelMethod):
             return self._query_terms(net, batch)
 
         phase = Phase(
-            "query", epochs, loss=loss, optimizer=self._query_optimizer, validate_every=max(1, epochs // 20),
+            "query", epochs, loss=loss, optimizer=self._query_optimizer, scheduler=self._schedule(epochs),
+            validate_every=max(1, epochs // 20),
         )  # fmt: skip
         history = fit(
             net, cells, [phase], batch_size=self.batch_size, train_fraction=self.train_fraction, seed=self.seed,
@@ -153,6 +156,10 @@ class ReferenceMapper(CountModelMethod):
         )  # fmt: skip
         heal(net.cpu())
         return net, history.to_dict()
+
+    def _schedule(self, epochs: int) -> Callable[[Optimizer], Any] | None:
+        """Return what makes the schedule of the learning rate; None: it stays."""
+        return None
 
     def _grow(self, net: Any) -> None:
         """Add to the network what a query brings beside levels; nothing, but for models with programmes of genes."""

@@ -5,8 +5,8 @@ from __future__ import annotations
 import warnings
 from dataclasses import replace
 from functools import partial
-from math import ceil
-from typing import TYPE_CHECKING, Any, Literal
+from math import ceil, cos, pi
+from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
 import numpy as np
 
@@ -32,6 +32,11 @@ class TrainedMethod(ReferenceMapper):
 
     The method itself says in ``_build`` which network it trains, and in ``_phases`` what follows the training of scVI.
     """
+
+    #: Epochs by default, up to 20,000 cells; fewer above, so that there are never more minibatches than with these.
+    _most_epochs: ClassVar[int] = 400
+    #: Share of the epochs over which the KL weight rises, where the method is not told.
+    _warmup: ClassVar[float] = 1.0
 
     n_latent: int = param(10, low=1)
     n_hidden: int = param(128, low=1)
@@ -66,7 +71,8 @@ class TrainedMethod(ReferenceMapper):
         return self._terms(net, batch, self._kl_weight(progress))
 
     def _kl_weight(self, progress: Progress) -> float:
-        return progress.ramp(self.kl_start, self.kl_end, self.kl_warmup_epochs, self.kl_warmup_steps)
+        warmup = self._warmup_epochs(progress.epochs)
+        return progress.ramp(self.kl_start, self.kl_end, warmup, self.kl_warmup_steps)
 
     # ---- fit ---------------------------------------------------------------------------------------------------------
 
@@ -104,7 +110,11 @@ class TrainedMethod(ReferenceMapper):
 
     def epochs_for(self, n_cells: int) -> int:
         """Return how many epochs so many cells are trained for, at most."""
-        return self.epochs or max(1, min(round(20_000 / n_cells * 400), 400))
+        return self.epochs or max(1, min(round(20_000 / n_cells * self._most_epochs), self._most_epochs))
+
+    def _warmup_epochs(self, epochs: int) -> int:
+        """Return over how many of these epochs the KL weight rises."""
+        return ceil(self._warmup * epochs) if self.kl_warmup_epochs is None else self.kl_warmup_epochs
 
     def _phases(self, cells: dict[str, Any]) -> list[Phase]:
         return [self._phase(len(cells["log_size"]))]
@@ -113,7 +123,7 @@ class TrainedMethod(ReferenceMapper):
         from tenfold.engine import EarlyStopping, Phase
 
         epochs = self.epochs_for(n_cells)
-        warmup = epochs if self.kl_warmup_epochs is None else self.kl_warmup_epochs
+        warmup = self._warmup_epochs(epochs)
         if self.kl_warmup_steps is not None:
             warmup = ceil(self.kl_warmup_steps / self._n_batches(n_cells))
         if self.early_stopping and warmup + self.patience >= epochs:
@@ -122,14 +132,14 @@ class TrainedMethod(ReferenceMapper):
                 f"count, and there are {epochs} epochs. Lower kl_warmup_epochs.",
                 stacklevel=2,
             )
-        scheduler = self._schedule()
+        scheduler = self._schedule(epochs)
         return Phase(
             "train",
             epochs,
             loss=self._loss,
             optimizer=self._optimizer,
             scheduler=scheduler,
-            validate_every=1 if self.early_stopping or scheduler else max(1, epochs // 20),
+            validate_every=1 if self._watches_validation() else max(1, epochs // 20),
             early_stopping=EarlyStopping(self.patience, start_epoch=warmup) if self.early_stopping else None,
             before_epoch=lambda net, cells, progress: {"kl_weight": self._kl_weight(progress)},
         )
@@ -145,9 +155,9 @@ class TrainedMethod(ReferenceMapper):
             link="softplus" if design.sized else "softmax", **inside,
         )  # fmt: skip
 
-    def _schedule(self) -> Callable[[Optimizer], Any] | None:
-        """Return what makes the schedule of the learning rate; None: it stays."""
-        return None
+    def _watches_validation(self) -> bool:
+        """Whether the course of the training depends on the validation loss."""
+        return self.early_stopping
 
     def _optimizer(self, parameters: list[Parameter]) -> Optimizer:
         from tenfold.kernels.adam import Adam
@@ -170,7 +180,7 @@ class VariationalMethod(TrainedMethod):
     batch_embedding: int | None = param(None, low=1)
     library: Literal["observed", "latent"] = "observed"
     log_variational: bool = True
-    reduce_learning_rate: bool = False
+    schedule: Literal["constant", "cosine", "plateau"] = "constant"
 
     def _assembled(self, kind: Callable[..., ConditionalVAE], **more: Any) -> ConditionalVAE:
         """Return a network of the parts of scVI, and of what a `kind` of it takes besides."""
@@ -202,12 +212,17 @@ class VariationalMethod(TrainedMethod):
             library_prior=torch.as_tensor(self.library_prior_) if latent_library else None, **more,
         )  # fmt: skip
 
-    def _schedule(self) -> Callable[[Optimizer], Any] | None:
-        from torch.optim.lr_scheduler import ReduceLROnPlateau
+    def _watches_validation(self) -> bool:
+        return self.early_stopping or self.schedule == "plateau"
 
-        if not self.reduce_learning_rate:
-            return None
-        return partial(ReduceLROnPlateau, factor=0.6, patience=30, threshold=0)
+    def _schedule(self, epochs: int) -> Callable[[Optimizer], Any] | None:
+        from torch.optim.lr_scheduler import LambdaLR, ReduceLROnPlateau
+
+        if self.schedule == "plateau":
+            return partial(ReduceLROnPlateau, factor=0.6, patience=30, threshold=0)
+        if self.schedule == "cosine":  # the rate of an epoch is that of its middle: few epochs end low, too
+            return partial(LambdaLR, lr_lambda=lambda epoch: (1 + cos(pi * min(1, (epoch + 0.5) / epochs))) / 2)
+        return None
 
 
 def balancing_weights(cells: dict[str, Any]) -> np.ndarray | None:

@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, ClassVar, Literal
 
 from tenfold.count_models.variational import VariationalMethod
-from tenfold.method import MethodInfo
+from tenfold.method import MethodInfo, param
 
 if TYPE_CHECKING:
     from tenfold.nn.autoencoder import ConditionalVAE
@@ -17,6 +17,11 @@ class SCVI(VariationalMethod):
     Counts of a cell are negative binomial with mean l·ρ(z, s): l is the cell's sum over the modelled genes, ρ sums to
     1, z is a latent variable with prior N(0, I), s are batch and covariates. Networks give ρ and the posterior of z;
     both are trained on the evidence lower bound, with the weight of the KL term raised from 0.
+
+    Model and loss are those of scvi-tools; the schedule is shorter. A learning rate eight times as high, which falls
+    along a half cosine, comes in a quarter of the epochs to a better held-out likelihood and lower bound, with types
+    as well apart and batches as well mixed. For the original's schedule, set ``epochs=400`` (fewer above 20,000 cells),
+    ``learning_rate=1e-3``, ``schedule="constant"`` and ``kl_warmup_epochs=400``.
 
     **Use it** to remove strong or nested batch effects, to compare cells by held-out likelihood, or where one model
     is to serve embedding, denoising and sampling.
@@ -53,15 +58,17 @@ class SCVI(VariationalMethod):
     log_variational
         The encoder sees log(1 + x).
     kl_start, kl_end, kl_warmup_epochs, kl_warmup_steps
-        First and last weight of the KL term, and the epochs (``None``: all) or minibatches it takes to rise; steps win.
+        First and last weight of the KL term, and the epochs (``None``: half of them) or minibatches it takes to rise;
+        steps win.
     epochs
-        ``None``: 400, fewer above 20,000 cells (20,000 / n_cells × 400).
+        ``None``: 100, fewer above 20,000 cells (20,000 / n_cells × 100).
     batch_size, learning_rate, weight_decay
         Of the optimiser, Adam.
+    schedule
+        Of the learning rate: ``"cosine"`` lets it fall to nearly nothing, ``"plateau"`` multiplies it by 0.6 after 30
+        epochs without improvement, ``"constant"`` leaves it.
     early_stopping, patience
         Stop when the validation loss has not fallen for so many epochs, counted once the KL weight has risen.
-    reduce_learning_rate
-        Multiply the rate by 0.6 after 30 epochs without improvement.
     n_top_genes
         Variable genes to model, chosen batch by batch; ``None`` takes all.
     train_fraction
@@ -96,6 +103,13 @@ class SCVI(VariationalMethod):
         readiness={"embed": "recommended", "integrate": "usable", "denoise": "caution", "generate": "usable"},
         advice="For large data with strong batch effects, and where denoising or sampling needs a model of counts.",
     )
+
+    _most_epochs: ClassVar[int] = 100
+    _warmup: ClassVar[float] = 0.5
+
+    learning_rate: float = param(8e-3, low=0.0)
+    schedule: Literal["constant", "cosine", "plateau"] = "cosine"
+    kl_warmup_epochs: int | None = param(None, low=0)
 
     def _build(self) -> ConditionalVAE:
         from tenfold.nn.autoencoder import ConditionalVAE

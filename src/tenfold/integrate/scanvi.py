@@ -5,7 +5,7 @@ from __future__ import annotations
 import warnings
 from collections.abc import Iterator
 from functools import partial
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
 import numpy as np
 
@@ -63,7 +63,7 @@ class SCANVI(VariationalMethod, LatentAnnotator):
     linear_classifier
         A classifier without a hidden layer.
     epochs
-        Of the training as scVI. ``None``: 400, fewer above 20,000 cells (20,000 / n_cells × 400).
+        Of the training as scVI. ``None``: 100, fewer above 20,000 cells (20,000 / n_cells × 100).
     dispersion
         ``"gene"``, ``"gene-batch"`` or ``"gene-cell"``.
     early_stopping, patience
@@ -74,8 +74,8 @@ class SCANVI(VariationalMethod, LatentAnnotator):
         As in `SCVI`.
     kl_start, kl_end, kl_warmup_epochs, kl_warmup_steps
         As in `SCVI`; the joint training keeps the weight that the training as scVI rose to.
-    batch_size, learning_rate, weight_decay, reduce_learning_rate, n_top_genes, train_fraction
-        As in `SCVI`.
+    batch_size, learning_rate, weight_decay, schedule, n_top_genes, train_fraction
+        As in `SCVI`; both trainings begin at the same rate and follow the same schedule.
     device, precision, seed
         As in `SCVI`.
 
@@ -108,6 +108,12 @@ class SCANVI(VariationalMethod, LatentAnnotator):
         advice="For atlases whose cell types are known in part; judge it only by labels that it has not seen.",
     )
 
+    _most_epochs: ClassVar[int] = 100
+    _warmup: ClassVar[float] = 0.5
+
+    learning_rate: float = param(8e-3, low=0.0)
+    schedule: Literal["constant", "cosine", "plateau"] = "cosine"
+    kl_warmup_epochs: int | None = param(None, low=0)
     unlabeled: str = "Unknown"
     joint_epochs: int | None = param(None, low=1)
     classification_weight: float = param(50.0, low=0.0)
@@ -162,6 +168,7 @@ class SCANVI(VariationalMethod, LatentAnnotator):
         reached = Progress("train", n_epochs, n_epochs, n_epochs * self._n_batches(len(cells["label"])))
         kl_weight = self._kl_weight(reached)
         labelled = self._labelled(cells)
+        n_joint = self.joint_epochs or min(10, max(2, round(n_epochs / 3)))
 
         def loss(net: Any, batch: Batch, progress: Progress) -> dict[str, Any]:
             drawn = labelled.at(progress.step) if labelled is not None and net.training else None
@@ -169,9 +176,10 @@ class SCANVI(VariationalMethod, LatentAnnotator):
 
         joint = Phase(
             "joint",
-            self.joint_epochs or min(10, max(2, round(n_epochs / 3))),
+            n_joint,
             loss=loss,
             optimizer=self._optimizer,
+            scheduler=self._schedule(n_joint),
             before_epoch=lambda net, cells, progress: {"kl_weight": kl_weight},
         )
         return [*alone, joint]

@@ -23,7 +23,11 @@ if TYPE_CHECKING:
 #: The network of scVI and scANVI that surgery needs: the first layers are told the batch, and norms keep no memory.
 PRESET: dict[str, Any] = {
     "layer_norm": "both", "batch_norm": "none", "encode_covariates": True, "deeply_inject_covariates": False,
+    "schedule": "constant",
 }  # fmt: skip
+#: Epochs of a reference of scVI or scANVI, fewer above 20,000 cells: with these layers, their shorter schedule mixes
+#: batches less.
+MOST_EPOCHS = 400
 #: Share of the reference's epochs over which the KL weight rises: a reference that is trained for less than 400 epochs
 #: is else never given the full weight, and places a query worse.
 WARMUP = 0.5
@@ -61,8 +65,9 @@ class ScArches(Method, Embedder):
     reference_batches
         Batches to train the reference on; ``None``: the largest ones that together hold half of the cells.
     epochs
-        Of the reference. ``None``: the base model's default. The KL weight rises over the first half of them (of trVAE:
-        over 100 at most), so that a reference of few epochs is regular, too.
+        Of the reference. ``None``: 400, fewer above 20,000 cells (20,000 / n_cells × 400; of trVAE half as many). The
+        KL weight rises over the first half of them (of trVAE: over 100 at most), so that a reference of few epochs is
+        regular, too.
     query_epochs
         Of the query. ``None``: 200, fewer above 20,000 cells (20,000 / n_cells × 200), and at most `epochs`.
     n_latent, n_top_genes, batch_size, learning_rate
@@ -189,10 +194,12 @@ class ScArches(Method, Embedder):
             params["epochs"] = self.epochs
         if self.base != "trvae":
             params |= {**PRESET, "n_hidden": self.n_hidden, "n_layers": self.n_layers, "dropout": self.dropout}
+            params["epochs"] = self.epochs or max(1, min(round(20_000 / n_cells * MOST_EPOCHS), MOST_EPOCHS))
         if self.base == "scanvi":
             params["unlabeled"] = self.unlabeled
         model: Any = catalog.method("integrate", self.base, **params)
-        model.kl_warmup_epochs = min(model.kl_warmup_epochs, round(WARMUP * model.epochs_for(n_cells)))
+        epochs = model.epochs_for(n_cells)
+        model.kl_warmup_epochs = min(model.kl_warmup_epochs or epochs, round(WARMUP * epochs))
         return model
 
     # ---- results -----------------------------------------------------------------------------------------------------

@@ -63,7 +63,7 @@ class TRVAE(VariationalMethod):
         As in `SCVI`.
     kl_start, kl_end, kl_warmup_epochs, kl_warmup_steps
         As in `SCVI`.
-    batch_size, learning_rate, weight_decay, reduce_learning_rate, n_top_genes, train_fraction
+    batch_size, learning_rate, weight_decay, schedule, n_top_genes, train_fraction
         As in `SCVI`.
     device, precision, seed
         As in `SCVI`.
