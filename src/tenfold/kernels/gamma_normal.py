@@ -51,7 +51,9 @@ def _rows(pointers, x, logs, z, tolerance, most_steps, start, stop, found):
     for row in range(start, stop):
         own = slice(pointers[row], pointers[row + 1])
         if pointers[row + 1] - pointers[row] >= FEWEST_VALUES:
-            found[row] = _fit(x[own], logs[own], z[own], tolerance, most_steps)
+            fitted = _fit(x[own], logs[own], z[own], tolerance, most_steps)
+            for k in range(5):  # loops throughout: each expression of whole arrays takes a second to compile
+                found[row, k] = fitted[k]
 
 
 @njit(error_model="numpy", nogil=True, cache=True)
@@ -63,16 +65,19 @@ def _fit(x, logs, z, tolerance, most_steps):
     _maximise(x, logs, z, 1.0, now)
     for _ in range(most_steps // 3):
         _step(x, logs, z, now, one)
-        if not np.abs(one - now).max() > tolerance:  # also where the normal part has emptied, and its mean is undefined
-            now[:] = one
+        moves = False  # also where the normal part has emptied, and its mean is undefined
+        for k in range(5):
+            moves |= abs(one[k] - now[k]) > tolerance
+        if not moves:
+            now = one
             break
         likelihood = _step(x, logs, z, one, two)
         leap = _extrapolated(now, one, two)
         # A leap that makes the values less likely than a plain step would is not taken: it can end in a flat corner.
         if _step(x, logs, z, leap, far) >= likelihood:
-            now[:] = far
+            now, far = far, now
         else:
-            now[:] = two
+            now, two = two, now
     now[2] = math.sqrt(now[2])
     return now
 
@@ -84,19 +89,28 @@ def _extrapolated(zero, one, two):
     for i, state in enumerate((zero, one, two)):
         rho = min(max(state[0], 1e-12), 1 - 1e-12)
         free[i, 0], free[i, 1] = math.log(rho / (1 - rho)), state[1]
-        free[i, 2:] = np.log(state[2:])
-    step, bend = free[1] - free[0], free[2] - 2 * free[1] + free[0]
-    curved = math.sqrt((bend * bend).sum())
-    length = math.sqrt((step * step).sum()) / curved if curved > 0 else 1.0
+        for k in range(2, 5):
+            free[i, k] = math.log(state[k])
+    squared_step, squared_bend = 0.0, 0.0
+    for k in range(5):
+        squared_step += (free[1, k] - free[0, k]) ** 2
+        squared_bend += (free[2, k] - 2 * free[1, k] + free[0, k]) ** 2
+    length = math.sqrt(squared_step / squared_bend) if squared_bend > 0 else 1.0
     if not length > 1:
         return two
-    ahead = free[0] + 2 * length * step + length * length * bend
     found = np.empty(5)
-    found[0], found[1] = 1 / (1 + math.exp(-ahead[0])), ahead[1]
-    found[2:] = np.exp(ahead[2:])
+    for k in range(5):
+        bend = free[2, k] - 2 * free[1, k] + free[0, k]
+        found[k] = free[0, k] + 2 * length * (free[1, k] - free[0, k]) + length * length * bend
+    found[0] = 1 / (1 + math.exp(-found[0]))
+    usable = True
+    for k in range(5):
+        if k >= 2:
+            found[k] = math.exp(found[k])
+        usable &= math.isfinite(found[k])
     # A leap out of the range that plain steps can reach is not taken.
-    usable = np.isfinite(found).all() and 1e-9 < found[0] < 1 - 1e-9 and found[3] <= _LARGEST_SHAPE
-    return found if usable and found[2] > _SMALLEST_VARIANCE else two
+    inside = 1e-9 < found[0] < 1 - 1e-9 and found[3] <= _LARGEST_SHAPE and found[2] > _SMALLEST_VARIANCE
+    return found if usable and inside else two
 
 
 @njit(error_model="numpy", nogil=True, cache=True)
