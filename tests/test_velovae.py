@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import signal
+
 import numpy as np
 import pytest
 import torch
@@ -231,3 +233,25 @@ def test_training_leaves_the_start_as_it_was(line, fitted):
     x = np.hstack([fitted.unspliced_ / fitted.scale_, fitted.spliced_]).astype(np.float64)
     np.testing.assert_allclose(fitted.start_, fitted._start(*np.split(x, 2, axis=1))[0], rtol=1e-4, atol=1e-4)
     assert np.abs(fitted.start_ - fitted.net_.numbers.detach().numpy()).max() > 0.01
+
+
+def test_interrupted_within_a_round_it_goes_on_to_the_same_result(line, tmp_path, monkeypatch):
+    def made(**options):
+        model = tf.velocity.VeloVAE(n_neighbors=15, epochs=8, n_rounds=3, n_hidden=16, learning_rate=2e-3)
+        return model.fit(line, progress=False, **options)
+
+    whole, loss, rounds = made(), VeloVAENet.second_loss, []
+
+    def stopped(net, x, index, drawn):
+        rounds.append(drawn)
+        if sum(rounds) == 12:  # two minibatches an epoch, four epochs a round: in the second
+            signal.raise_signal(signal.SIGINT)
+        return loss(net, x, index, drawn)
+
+    monkeypatch.setattr(VeloVAENet, "second_loss", stopped)
+    with pytest.raises(KeyboardInterrupt, match="round 2"):
+        made(checkpoint=tmp_path)
+    monkeypatch.setattr(VeloVAENet, "second_loss", loss)
+    again = made(checkpoint=tmp_path)
+    np.testing.assert_array_equal(again.velocity(), whole.velocity())
+    np.testing.assert_array_equal(again.time(), whole.time())
