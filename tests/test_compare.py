@@ -97,7 +97,11 @@ def test_other_data_cannot_be_resumed(finished):
         tf.compare("integrate", two_batches(seed=5), methods=["harmony"], out=finished.directory, resume=True, **ROLES)
 
 
-def test_a_failing_method_is_a_row_and_not_the_end(tmp_path):
+def test_a_failing_method_and_an_assessment_that_breaks_are_not_the_end(tmp_path, monkeypatch):
+    def broken(*args: object) -> Assessment:
+        raise ValueError("no such luck")
+
+    monkeypatch.setattr(type(TASK), "assess", broken)
     result = tf.compare(
         "integrate", two_batches(), methods=["harmony"], out=tmp_path / "t", seeds=1, controls=False,
         params={"harmony": {"n_clusters": 100_000}}, **ROLES,
@@ -107,6 +111,8 @@ def test_a_failing_method_is_a_row_and_not_the_end(tmp_path):
     assert set(result.scores["method"]) == {"pca"}
     assert "harmony" in result.table().index
     assert "n_clusters" in result.report.read_text()
+    assert result.summary["assessment"]["verdict"] == "not run"
+    assert "no such luck" in result.summary["assessment"]["sentence"]
 
 
 def test_limits_of_time_and_memory_are_rows(tmp_path):
@@ -209,18 +215,6 @@ def test_a_damaged_record_is_named(finished, tmp_path):
     (tmp_path / "runs" / "pca-0.json").write_text('{"task": "integ')
     with pytest.raises(FileFormatError, match="damaged"):
         read_runs(tmp_path)
-
-
-def test_an_assessment_that_breaks_does_not_end_the_comparison(tmp_path, monkeypatch):
-    def broken(*args: object) -> Assessment:
-        raise ValueError("no such luck")
-
-    monkeypatch.setattr(type(TASK), "assess", broken)
-    result = tf.compare(
-        "integrate", two_batches(), methods=["pca"], out=tmp_path / "t", seeds=1, controls=False, **ROLES
-    )
-    assert result.summary["assessment"]["verdict"] == "not run"
-    assert "no such luck" in result.summary["assessment"]["sentence"]
 
 
 def odd_batches():
