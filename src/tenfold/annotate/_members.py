@@ -13,7 +13,7 @@ from anndata import AnnData
 from tenfold import catalog
 from tenfold.annotators.neighbor_votes import graph_shares, neighbor_shares
 from tenfold.data.inputs import Inputs
-from tenfold.errors import ParameterError
+from tenfold.errors import DataError, ParameterError
 from tenfold.types import RunOptions
 
 #: Members that vote by neighbours in an embedding, and the method that makes it.
@@ -41,10 +41,26 @@ def check_members(members: tuple[str, ...], itself: str) -> list[str]:
     return names
 
 
-def votes_of(shares: dict[str, np.ndarray]) -> np.ndarray:
-    """Return each member's label of each cell, -1 where it has none, (n_cells, n_members)."""
-    found = [np.where(share.max(axis=1) > 0, share.argmax(axis=1), -1) for share in shares.values()]
-    return np.stack(found, axis=1)
+def with_counts(cells: AnnData) -> np.ndarray:
+    """Return which cells have counts in the genes that members read, shape (n_cells,), bool; warn of the others."""
+    seen = np.asarray(cells.X.sum(axis=1)).ravel() > 0
+    if not seen.any():
+        raise DataError("No cell has counts in the variable genes of the reference. Raise n_top_genes.")
+    if not seen.all():
+        warnings.warn(
+            f"{(~seen).sum():,} cells have no counts in the genes that the members read; their label is 'Unknown'. "
+            "Filter cells of few counts, or raise n_top_genes.",
+            stacklevel=2,
+        )
+    return seen
+
+
+def over_all(shares: dict[str, np.ndarray], seen: np.ndarray) -> dict[str, np.ndarray]:
+    """Return what members say of the cells that they have seen over all cells, 0 for the others."""
+    found = {name: np.zeros((len(seen), share.shape[1]), dtype=np.float32) for name, share in shares.items()}
+    for name, share in shares.items():
+        found[name][seen] = share
+    return found
 
 
 @dataclass(frozen=True)

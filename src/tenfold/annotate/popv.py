@@ -11,19 +11,13 @@ import pandas as pd
 from anndata import AnnData
 from scipy import sparse
 
-from tenfold.annotate._members import Panel, check_members, packed, unpacked, votes_of
+from tenfold.annotate._members import Panel, check_members, over_all, packed, unpacked, with_counts
+from tenfold.annotators.ballots import Ballots, outcome, what_each_adds
 from tenfold.annotators.base import AnnotatorMethod
 from tenfold.annotators.calibration import Calibration, held_out
 from tenfold.annotators.confidence import Confident
 from tenfold.annotators.ontology import Lineages, read_obo
-from tenfold.annotators.voting_consensus import (
-    Reliability,
-    as_probabilities,
-    common_parent,
-    majority,
-    ontology_vote,
-    tally,
-)
+from tenfold.annotators.voting_consensus import Reliability
 from tenfold.data.genes import match_genes
 from tenfold.data.inputs import Inputs
 from tenfold.data.joined import joined
@@ -32,8 +26,6 @@ from tenfold.method import Method, MethodInfo, param
 
 #: What cells without a label, or with a hidden one, are called among members.
 NOT_LABELLED = "not labelled"
-#: Share of summed probability that a term of the ontology needs.
-ENOUGH = 0.5
 
 
 class PopV(Method, Confident):
@@ -146,10 +138,10 @@ class PopV(Method, Confident):
         hidden[known] = held_out(codes[known], groups, self.calibration, self.seed)
         shown = np.where(hidden, -1, codes)
         cells = self._cells(both, source, shown)
-        seen = _with_counts(cells)
+        seen = with_counts(cells)
         self.codes_ = shown[seen]
         found, self.members_ = self._panel().fit(names, cells[seen].copy(), self.codes_, data.run)
-        shares = {name: _over(share, seen) for name, share in found.items()}
+        shares = over_all(found, seen)
         self._judge_agreement(shares, hidden, codes)
         self._calibrate(hidden, None if groups is None else groups[hidden[known]])
         self._watch_all_but(both, codes, hidden)
@@ -180,12 +172,18 @@ class PopV(Method, Confident):
 
     def _judge_agreement(self, shares: dict[str, np.ndarray], hidden: np.ndarray, codes: np.ndarray) -> None:
         """Learn from the hidden cells how often the consensus is right, of all members and of those for new cells."""
-        self.hidden_ = {"codes": codes[hidden], "votes": votes_of({n: s[hidden] for n, s in shares.items()})}
+        ballots = Ballots.of({name: share[hidden] for name, share in shares.items()}, self.weights)
+        self.hidden_ = {"codes": codes[hidden], "votes": ballots.votes}
         self.member_names_ = list(shares)
         self.reliability_ = {
-            which: self._reliability(names)._asdict() for which, names in
-            (("all", list(shares)), ("new", list(self.members_)))
-        }  # fmt: skip
+            which: own.reliability(codes[hidden])._asdict() for which, own in self._hidden_ballots().items()
+        }
+
+    def _hidden_ballots(self) -> dict[str, Ballots]:
+        """Return the votes for the hidden cells, of all members and of those that can label new cells."""
+        weights = np.array([(self.weights or {}).get(name, 1.0) for name in self.member_names_])
+        whole = Ballots(self.hidden_["votes"], self.member_names_, weights, len(self.labels_))
+        return {"all": whole, "new": whole.only(list(self.members_))}
 
     def _calibrate(self, hidden: np.ndarray, groups: np.ndarray | None) -> None:
         """Keep what is said of the hidden cells, by all members and by those for new cells: for `predict_sets`.
@@ -193,31 +191,15 @@ class PopV(Method, Confident):
         (The isotonic regression that made these probabilities has seen the same cells, once.)
         """
         of_cells = np.zeros(0, dtype=np.int64) if groups is None else groups.astype(np.int64)
-        found = {}
-        for which, names in (("all", self.member_names_), ("new", list(self.members_))):
-            columns = [self.member_names_.index(name) for name in names]
-            counts = self._counts(self.hidden_["votes"][:, columns], names)
-            winner, score = majority(counts)
-            confidence = Reliability(**self.reliability_[which]).at(score / max(self._most(names), 1e-9))
-            probabilities = as_probabilities(counts, winner, confidence)
-            found[which] = Calibration(1.0, probabilities, self.hidden_["codes"], of_cells)._asdict()
-        self.calibration_, self.later_ = found["all"], found["new"]
+        self.calibration_, self.later_ = (
+            Calibration(
+                1.0, own.probabilities(Reliability(**self.reliability_[which])), self.hidden_["codes"], of_cells
+            )._asdict()
+            for which, own in self._hidden_ballots().items()
+        )
 
     def _calibration_for(self, adata: AnnData | None) -> Calibration:
         return Calibration(**(self.calibration_ if adata is None or self._knows(adata) else self.later_))
-
-    def _reliability(self, names: list[str]) -> Reliability:
-        columns = [self.member_names_.index(name) for name in names]
-        counts = self._counts(self.hidden_["votes"][:, columns], names)
-        winner, score = majority(counts)
-        return Reliability.of(score / max(self._most(names), 1e-9), winner == self.hidden_["codes"])
-
-    def _counts(self, votes: np.ndarray, names: list[str]) -> np.ndarray:
-        return tally(votes, len(self.labels_), np.array([(self.weights or {}).get(name, 1.0) for name in names]))
-
-    def _most(self, names: list[str]) -> float:
-        """Return the votes of full agreement."""
-        return float(sum((self.weights or {}).get(name, 1.0) for name in names))
 
     def _lineages(self, path: Any) -> dict[str, np.ndarray] | None:
         if path is None:
@@ -246,10 +228,9 @@ class PopV(Method, Confident):
         match = match_genes(adata.var_names, self.genes_)
         wide = match.widened(sparse.csr_matrix(data.counts[:, match.columns]))
         cells = AnnData(wide, obs=pd.DataFrame(index=adata.obs_names), var=pd.DataFrame(index=self.genes_))
-        seen = _with_counts(cells)
+        seen = with_counts(cells)
         found = self._panel().ask(self.members_, cells[seen].copy(), self.codes_)
-        shares = {name: _over(share, seen) for name, share in found.items()}
-        return shares, Reliability(**self.reliability_["new"])
+        return over_all(found, seen), Reliability(**self.reliability_["new"])
 
     def _knows(self, adata: AnnData) -> bool:
         depths = AnnotatorMethod._depths(adata, self.roles_.get("layer"))
@@ -271,12 +252,14 @@ class PopV(Method, Confident):
 
     def _annotated(self, adata: AnnData | None) -> tuple[pd.DataFrame, np.ndarray]:
         shares, reliability = self._asked(adata)
-        counts = self._counts(votes_of(shares), list(shares))
-        winner, score = majority(counts)
-        confidence = reliability.at(score / self._most(list(shares)))
-        found = as_probabilities(counts, winner, confidence)
-        table = pd.DataFrame(found, columns=self.labels_, index=None if adata is None else adata.obs_names)
-        return table, self._told(shares, counts)["label"].to_numpy(dtype=object)
+        ballots = Ballots.of(shares, self.weights)
+        index = None if adata is None else adata.obs_names
+        table = pd.DataFrame(ballots.probabilities(reliability), columns=self.labels_, index=index)
+        return table, self._outcome(ballots, shares)["label"].to_numpy(dtype=object)
+
+    def _outcome(self, ballots: Ballots, shares: dict[str, np.ndarray]) -> pd.DataFrame:
+        lineages = None if self.lineages_ is None else Lineages(**self.lineages_)
+        return outcome(ballots, shares, self.labels_, self.UNKNOWN, lineages)
 
     def consensus(self, adata: AnnData | None = None) -> pd.DataFrame:
         """Return the votes and what becomes of them; ``None`` means the fitted cells.
@@ -289,34 +272,12 @@ class PopV(Method, Confident):
         all but two of the votes fall under); then the label that each member gives, under its name.
         """
         shares, reliability = self._asked(adata)
-        names = list(shares)
-        votes = votes_of(shares)
-        counts = self._counts(votes, names)
-        table = self._told(shares, counts)
-        score = majority(counts).score
-        table.insert(3, "confidence", reliability.at(score / self._most(names)))
-        given = np.append(self.labels_, self.UNKNOWN)[votes]
-        members = pd.DataFrame(given, columns=names)
-        table = pd.concat([table, members], axis=1)
+        ballots = Ballots.of(shares, self.weights)
+        table = self._outcome(ballots, shares)
+        table.insert(3, "confidence", reliability.at(ballots.agreement))
+        given = np.append(self.labels_, self.UNKNOWN)[ballots.votes]
+        table = pd.concat([table, pd.DataFrame(given, columns=ballots.names)], axis=1)
         return table if adata is None else table.set_axis(adata.obs_names, axis=0)
-
-    def _told(self, shares: dict[str, np.ndarray], counts: np.ndarray) -> pd.DataFrame:
-        winner, score = majority(counts)
-        most, label = self._most(list(shares)), np.append(self.labels_, self.UNKNOWN)[winner]
-        plain = {"majority": label, "majority_votes": score}
-        if self.lineages_ is None:
-            return pd.DataFrame({"label": label, "votes": score, "agreement": score / most, **plain})
-        lineages = Lineages(**self.lineages_)
-        weights = {name: (self.weights or {}).get(name, 1.0) for name in shares}
-        mean = sum(weights[name] * share for name, share in shares.items()) / most
-        smoothed = lineages.smoothed(np.asarray(mean), ENOUGH)
-        term, points = ontology_vote(counts, smoothed, lineages)
-        parent, parent_points = common_parent(counts, smoothed, lineages)
-        return pd.DataFrame({
-            "label": lineages.terms[term], "votes": points, "agreement": points / (most + 1), **plain,
-            "depth": lineages.depths[term], "smoothed": lineages.terms[smoothed], "parent": lineages.terms[parent],
-            "parent_votes": parent_points,
-        })  # fmt: skip
 
     def leave_one_out(self) -> pd.DataFrame:
         """Return what each member adds to the majority.
@@ -329,22 +290,8 @@ class PopV(Method, Confident):
         members and without it.
         """
         self._check_fitted()
-        votes, truth, names = votes_of(self.shares_), self.hidden_["codes"], self.member_names_
-        winner = majority(self._counts(votes, names)).winner
-        hidden = self.hidden_["votes"]
-        whole = _share(majority(self._counts(hidden, names)).winner == truth)
-        rows = []
-        for column in range(len(names)):
-            others = [other for other in range(len(names)) if other != column]
-            left = [names[other] for other in others]
-            without = majority(self._counts(votes[:, others], left)).winner
-            hidden_without = majority(self._counts(hidden[:, others], left)).winner
-            rows.append({
-                "agrees": _share(votes[:, column] == winner), "changed": _share(without != winner),
-                "accuracy": _share(hidden[:, column] == truth), "consensus_accuracy": whole,
-                "accuracy_without": _share(hidden_without == truth),
-            })  # fmt: skip
-        return pd.DataFrame(rows, index=pd.Index(names, name="member"))
+        ballots = Ballots.of(self.shares_, self.weights)
+        return what_each_adds(ballots, self._hidden_ballots()["all"], self.hidden_["codes"])
 
     # ---- save and load -----------------------------------------------------------------------------------------------
 
@@ -356,28 +303,3 @@ class PopV(Method, Confident):
         members = unpacked(state.pop("members_"))
         super()._restore(state)
         self.members_ = members
-
-
-def _with_counts(cells: AnnData) -> np.ndarray:
-    """Return which cells have counts in the genes that members read, shape (n_cells,), bool."""
-    seen = np.asarray(cells.X.sum(axis=1)).ravel() > 0
-    if not seen.any():
-        raise DataError("No cell has counts in the variable genes of the reference. Raise n_top_genes.")
-    if not seen.all():
-        warnings.warn(
-            f"{(~seen).sum():,} cells have no counts in the genes that the members read; their label is 'Unknown'. "
-            "Filter cells of few counts, or raise n_top_genes.",
-            stacklevel=2,
-        )
-    return seen
-
-
-def _over(share: np.ndarray, seen: np.ndarray) -> np.ndarray:
-    """Return what a member says of the cells that it has seen over all cells, 0 for the others."""
-    found = np.zeros((len(seen), share.shape[1]), dtype=np.float32)
-    found[seen] = share
-    return found
-
-
-def _share(mask: np.ndarray) -> float:
-    return float(mask.mean()) if len(mask) else float("nan")
