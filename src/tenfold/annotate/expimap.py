@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
@@ -12,9 +11,9 @@ from tenfold.annotators.latent import LatentAnnotator, known_labels
 from tenfold.annotators.neighbor_votes import neighbor_shares
 from tenfold.count_models.programs import ProgramReadout
 from tenfold.count_models.variational import TrainedMethod, balancing_weights
-from tenfold.data.gene_sets import memberships, read_gene_sets
-from tenfold.data.genes import match_genes
+from tenfold.data.gene_sets import Programs, read_programs
 from tenfold.data.inputs import Inputs
+from tenfold.data.joined import on_shared_genes
 from tenfold.errors import ParameterError, RoleError, closest
 from tenfold.method import MethodInfo, param
 from tenfold.types import RunOptions
@@ -188,19 +187,8 @@ class ExpiMap(ProgramReadout, TrainedMethod, LatentAnnotator):
             )
         return columns
 
-    def _programs(self, given: Any, genes: np.ndarray) -> tuple[list[str], np.ndarray, np.ndarray]:
-        """Return names of programmes, their genes, (n_programs, n_genes), and which of them may use any gene."""
-        unbound = [str(name) for name, of in given.items() if of is None] if isinstance(given, Mapping) else []
-        sets = given if not unbound else {str(name): of for name, of in given.items() if of is not None}
-        names, rows = [], [np.zeros((0, len(genes)), dtype=bool)]
-        if len(sets):
-            found = memberships(read_gene_sets(sets), genes, self.max_set_size, len(sets), self.min_set_size)
-            names = [str(name) for name in found.names]
-            bound = np.zeros((len(names), len(genes)), dtype=bool)
-            bound[found.sets, np.repeat(np.arange(len(genes)), np.diff(found.starts))] = True
-            rows.append(bound)
-        rows.append(np.ones((len(unbound), len(genes)), dtype=bool))
-        return names + unbound, np.concatenate(rows), np.arange(len(names) + len(unbound)) >= len(names)
+    def _programs(self, given: Any, genes: np.ndarray) -> Programs:
+        return read_programs(given, genes, self.min_set_size, self.max_set_size)
 
     def _penalties(self) -> Penalties:
         from tenfold.nn.programs import Penalties
@@ -271,7 +259,7 @@ class ExpiMap(ProgramReadout, TrainedMethod, LatentAnnotator):
         return cells
 
     def _fit(self, data: Inputs) -> None:
-        source = data if data.reference is None else _on_shared_genes(data.reference, data)
+        source = data if data.reference is None else on_shared_genes(data)
         self._given = source.roles.get("pathways")
         super()._fit(source)
         self._calibrate(source)
@@ -345,11 +333,3 @@ class ExpiMap(ProgramReadout, TrainedMethod, LatentAnnotator):
         if key in adata.obs:
             levels[:, 0] = [known.index(name) if name in known else len(known) for name in adata.obs[key].astype(str)]
         return with_average_level(self.net_), {"levels": levels}, data
-
-
-def _on_shared_genes(reference: Inputs, data: Inputs) -> Inputs:
-    """Return the reference with the genes that the query has, too."""
-    match = match_genes(data.adata.var_names, reference.gene_names)
-    if len(match.places) == reference.n_genes:
-        return reference
-    return Inputs(reference.adata[:, match.places], reference.roles, reference.run)

@@ -121,3 +121,50 @@ def memberships(
     for number, name in enumerate(chosen):
         mask[columns[name], number] = True
     return Memberships.of_mask(mask, chosen)
+
+
+class Programs(NamedTuple):
+    """Programmes of genes, those that are bound to a set first.
+
+    Attributes
+    ----------
+    names
+        Of the programmes.
+    mask
+        Which genes each may use, shape (n_programs, n_genes), bool.
+    free
+        Which of them may use any gene, shape (n_programs,), bool.
+    """
+
+    names: list[str]
+    mask: np.ndarray
+    free: np.ndarray
+
+
+def read_programs(given: Any, genes: np.ndarray, fewest: int, largest: int) -> Programs:
+    """Return the programmes that sets of genes ask for.
+
+    Parameters
+    ----------
+    given
+        As `read_gene_sets` takes it; in a mapping, a name with ``None`` is a programme that may use any gene.
+    genes, fewest, largest
+        As in `memberships`.
+
+    Raises
+    ------
+    DataError, FileFormatError, RoleError
+        As `read_gene_sets` and `memberships`.
+    """
+    unbound = [str(name) for name, of in given.items() if of is None] if isinstance(given, Mapping) else []
+    sets = given if not unbound else {str(name): of for name, of in given.items() if of is not None}
+    names, rows = [], [np.zeros((0, len(genes)), dtype=bool)]
+    if len(sets):
+        found = memberships(read_gene_sets(sets), genes, largest, len(sets), fewest)
+        names = [str(name) for name in found.names]
+        bound = np.zeros((len(names), len(genes)), dtype=bool)
+        bound[found.sets, np.repeat(np.arange(len(genes)), np.diff(found.starts))] = True
+        rows.append(bound)
+    rows.append(np.ones((len(unbound), len(genes)), dtype=bool))
+    free = np.arange(len(names) + len(unbound)) >= len(names)
+    return Programs(names + unbound, np.concatenate(rows), free)

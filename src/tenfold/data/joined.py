@@ -80,6 +80,16 @@ def joined(data: Inputs, unlabeled: str, more_labels: Sequence[str] = ()) -> Joi
     return Joined(Inputs(adata, roles, data.run), np.arange(adata.n_obs) < reference.n_cells)
 
 
+def on_shared_genes(data: Inputs) -> Inputs:
+    """Return the reference of cells to label over the genes that these have, too."""
+    reference = data.reference
+    assert reference is not None
+    match = match_genes(data.adata.var_names, reference.gene_names)
+    if len(match.places) == reference.n_genes:
+        return reference
+    return Inputs(reference.adata[:, match.places], reference.roles, reference.run)
+
+
 def _columns(cells: Inputs, keys: list[str], part: str) -> pd.DataFrame:
     for key in keys:
         if key not in cells.adata.obs:
