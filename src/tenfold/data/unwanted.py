@@ -140,6 +140,28 @@ def components_without(
     return embedding.astype(np.float32), vectors.astype(np.float32)
 
 
+def standard_components(
+    matrix: sparse.csr_matrix, factors: np.ndarray, alpha: np.ndarray, n_components: int
+) -> np.ndarray:
+    """Return components of ``matrix - factors @ alpha`` in which every gene has unit variance.
+
+    Parameters
+    ----------
+    matrix, factors, alpha, n_components
+        As in `components_without`.
+
+    Returns
+    -------
+    Shape (n_cells, n_components), float32.
+    """
+    mean = np.asarray(matrix.mean(axis=0, dtype=np.float64)).ravel()
+    squares = np.asarray(matrix.power(2).mean(axis=0, dtype=np.float64)).ravel() - mean**2
+    cross = (alpha * (matrix.T @ factors).T).sum(axis=0) / len(factors)  # factors have mean zero
+    own = np.einsum("ij,ip,jp->p", factors.T @ factors / len(factors), alpha, alpha)
+    deviation = np.sqrt(np.maximum(squares - 2 * cross + own, 1e-12))
+    return components_without(scaled_columns(matrix, 1 / deviation), factors, alpha / deviation, n_components)[0]
+
+
 def lost_variance(matrix: sparse.csr_matrix, factors: np.ndarray, alpha: np.ndarray, batch: np.ndarray) -> np.ndarray:
     """Return the share of each batch's own variance, summed over genes, that subtracting factors × alpha removes.
 

@@ -299,7 +299,7 @@ class ScMergeV1(FactorRemoval):
         for n_factors in self.n_factors:
             alpha = effects[:n_factors]
             factors = unwanted.cell_factors(scaled, mean, alpha, self.controls_)
-            points = _standard_components(scaled[:, variable], factors, alpha[:, variable])[cells]
+            points = unwanted.standard_components(scaled[:, variable], factors, alpha[:, variable], _COMPONENTS)[cells]
             of_types, of_batches = (
                 float(silhouette_samples(points, codes[cells]).mean()) for codes in (types, batch.values)
             )
@@ -310,14 +310,3 @@ class ScMergeV1(FactorRemoval):
             })  # fmt: skip
         best = max(self.choice_, key=lambda choice: choice["score"])
         return min(best["n_factors"], len(effects))
-
-
-def _standard_components(matrix: sparse.csr_matrix, factors: np.ndarray, alpha: np.ndarray) -> np.ndarray:
-    """Return ten components of matrix - factors × alpha, every gene scaled to unit variance."""
-    mean = np.asarray(matrix.mean(axis=0, dtype=np.float64)).ravel()
-    squares = np.asarray(matrix.power(2).mean(axis=0, dtype=np.float64)).ravel() - mean**2
-    cross = (alpha * (matrix.T @ factors).T).sum(axis=0) / len(factors)  # factors have mean zero
-    own = np.einsum("ij,ip,jp->p", factors.T @ factors / len(factors), alpha, alpha)
-    deviation = np.sqrt(np.maximum(squares - 2 * cross + own, 1e-12))
-    scaled = unwanted.scaled_columns(matrix, 1 / deviation)
-    return unwanted.components_without(scaled, factors, alpha / deviation, _COMPONENTS)[0]
