@@ -42,7 +42,8 @@ class SiGra(GraphMethod, Denoiser):
     components 0.27 and `SmoothPCA` 0.46. Do not take smooth denoised values for truth, and do not test them.
 
     **Cost**: linear in cells and edges × epochs. The output, cells × genes, is made only where that is less work.
-    An epoch of a small section took 0.7 of the original's CPU time.
+    An epoch took 5.6 times less CPU time than the original's with 3,500 spots and 3,000 genes, 3.1 times with 4,634
+    and 500, and 1.6 times with 346 and 500: with fewer genes there is less that products can be spared of.
 
     **Writes** ``obsm["X_sigra"]`` (code) and ``obs["sigra"]`` (domains); with ``task="denoise"`` ``layers["sigra"]``,
     the log-expression (counts per 10,000) that the last branch gives, negative values set to 0, and NaN for genes that
