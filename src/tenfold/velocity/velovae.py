@@ -149,7 +149,7 @@ class VeloVAE(TrainedVelocity):
 
         s, u = moments.spliced, moments.unspliced
         gamma, r2, _ = by_blocks(partial(steady_state, percentile=98.0), s, u)
-        self.modelled_ = (s.std(axis=0) > 0) & (u.std(axis=0) > 0)
+        self.modelled_ = (((s > 0) & (u > 0)).sum(axis=0) > 3) & (s.std(axis=0) > 0) & (u.std(axis=0) > 0)
         if self.modelled_.sum() < 2:
             raise DataError("Spliced and unspliced counts vary together in fewer than two genes; are layers filled?")
         s, u = s[:, self.modelled_], u[:, self.modelled_]

@@ -8,7 +8,7 @@ import numpy as np
 from scipy.stats import beta as beta_distribution
 from scipy.stats import kstest, rankdata
 
-from tenfold.data.kinetics import spliced_after, two_phases, unspliced_after
+from tenfold.data.kinetics import unspliced_after
 from tenfold.kernels.two_phase_start import bimodality
 
 #: Percentile of both kinds of RNA from which on cells are at the steady state, and that of high cells later on.
@@ -36,7 +36,7 @@ def two_phase_fits(u: np.ndarray, s: np.ndarray) -> Fitted:
     Parameters
     ----------
     u, s
-        Unspliced and spliced averages, shape (n_cells, g), float64, on one scale and not constant.
+        Unspliced and spliced averages, shape (n_cells, g), float64, on one scale, each gene with cells that have both.
 
     Returns
     -------
@@ -50,7 +50,7 @@ def two_phase_fits(u: np.ndarray, s: np.ndarray) -> Fitted:
 
 def _fit(u: np.ndarray, s: np.ndarray) -> tuple[np.ndarray, ...]:
     both = (u > 0) & (s > 0)
-    own_u, own_s = (u[both], s[both]) if both.sum() > 3 else (u, s)
+    own_u, own_s = u[both], s[both]
     top_s = own_s >= np.percentile(own_s, STEADY)
     top = top_s & (own_u >= np.percentile(own_u, STEADY))
     top = top if top.any() else top_s
@@ -66,10 +66,11 @@ def _fit(u: np.ndarray, s: np.ndarray) -> tuple[np.ndarray, ...]:
     switch = _time_of(u0, s0, 0.0, 0.0, alpha, beta, gamma)
     on = np.minimum(_time_of(u, s, 0.0, 0.0, alpha, beta, gamma), switch)
     off = _time_of(u, s, u0, s0, 0.0, beta, gamma)
-    rising = _distance(u, s, on, 0.0, 0.0, alpha, beta, gamma)
-    t = np.where(rising <= _distance(u, s, off, u0, s0, 0.0, beta, gamma), on, switch + off) * both
-    fit_u, fit_s = two_phases(t, switch, *map(np.asarray, (alpha, beta, gamma)))
-    return np.asarray(u0), np.asarray(s0), np.asarray(switch), t, np.stack([(u - fit_u).std(), (s - fit_s).std()])
+    rising = np.stack([u, s]) - _after(on, 0.0, 0.0, alpha, beta, gamma)
+    falling = np.stack([u, s]) - _after(off, u0, s0, 0.0, beta, gamma)
+    first = (rising**2).sum(axis=0) <= (falling**2).sum(axis=0)
+    t = np.where(first, on, switch + off) * both
+    return np.asarray(u0), np.asarray(s0), np.asarray(switch), t, np.where(first, rising, falling).std(axis=1)
 
 
 def _time_of(
@@ -84,11 +85,12 @@ def _time_of(
     return -np.log(np.clip((value - last) / (first - last), _EPS, 1 - _EPS)) / rate
 
 
-def _distance(
-    u: np.ndarray, s: np.ndarray, t: np.ndarray, u0: float, s0: float, alpha: float, beta: float, gamma: float
-) -> np.ndarray:
-    apart = u - unspliced_after(t, u0, alpha, beta), s - spliced_after(t, u0, s0, alpha, beta, gamma)
-    return apart[0] ** 2 + apart[1] ** 2
+def _after(t: np.ndarray, u0: float, s0: float, alpha: float, beta: float, gamma: float) -> np.ndarray:
+    """Return unspliced and spliced RNA a time `t` after (u0, s0), (2, n); also for times at which all has decayed."""
+    left, gap = np.exp(-gamma * t), abs(gamma - beta)
+    lag = np.expm1(-gap * t) / gap if gap > _EPS else -t
+    s = s0 * left + alpha / gamma * (1 - left) + (alpha - beta * u0) * lag * np.exp(-min(beta, gamma) * t)
+    return np.stack([unspliced_after(t, u0, alpha, beta), s])
 
 
 def time_of_cells(times: np.ndarray) -> np.ndarray:
