@@ -42,8 +42,8 @@ class VeloVI(PosteriorVelocity):
     **Do not use it** as evidence that cells move by itself: it is trained on averages over neighbours and smooth by
     construction. On a real pancreas set (200 genes) its known direction was 0.20, and 0.21 in the highest of the
     permuted counts; velocities of neighbours agreed to 0.83 and 0.82. Only the number of genes that pass its filter
-    told both apart: 166 and at most 39. Times of genes are not comparable with each other, and the time of cells that is
-    written is that of the velocity graph. Look at the null models of ``tf.compare("velocity", ...)``.
+    told both apart: 166 and at most 39. Times of genes are not comparable with each other, and the time that is written
+    is that of the velocity graph. Look at the null models of ``tf.compare("velocity", ...)``.
 
     **Cost**: 0.4 seconds of a thread an epoch for 700 cells and 900 genes, in proportion to both; up to 500 epochs.
     scvi-tools took 5.7 times as much CPU time for equal epochs with 900 genes, and 3.7 times to the end of training
