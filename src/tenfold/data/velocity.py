@@ -37,8 +37,10 @@ class Moments(NamedTuple):
         Columns of the g genes in the data, sorted.
     spliced, unspliced
         Normalised counts averaged over each cell and its neighbours (Ms, Mu), shape (n_cells, g), float32.
-    layers
-        The normalised counts themselves.
+    counts
+        The layers of all genes.
+    normalized
+        Whether each layer was divided by its own totals.
     mean
         Matrix that averages over a cell and its neighbours, (n_cells, n_cells), CSR, float32; rows sum to 1.
     graph
@@ -50,10 +52,16 @@ class Moments(NamedTuple):
     columns: np.ndarray
     spliced: np.ndarray
     unspliced: np.ndarray
-    layers: Layers
+    counts: Layers
+    normalized: bool
     mean: sparse.csr_matrix
     graph: NeighborGraph
     neighbors: np.ndarray
+
+    @property
+    def layers(self) -> Layers:
+        """The normalised counts of the g genes; made when asked for, since they take as much memory as the data."""
+        return _own(self.counts, self.columns, self.normalized)
 
     def second(self) -> tuple[np.ndarray, np.ndarray]:
         """Return the averages of s² and of s·u, each (n_cells, g), float32."""
@@ -227,13 +235,17 @@ def moments_of(
     edges = graph.connectivities if mutual else graph.distances
     ones = sparse.csr_matrix((np.ones(edges.nnz, np.float32), edges.indices, edges.indptr), shape=edges.shape)
     mean = averaging(ones)
-    own = Layers(*(
+    neighbors = graph.distances.indices.reshape(data.n_cells, -1).astype(np.int32)
+    spliced, unspliced = (smoothed(mean, layer) for layer in _own(layers, genes, normalize))
+    return Moments(genes, spliced, unspliced, layers, normalize, mean, graph, neighbors)
+
+
+def _own(layers: Layers, genes: np.ndarray, normalize: bool) -> Layers:
+    return Layers(*(
         size_normalised(layer[:, genes], np.asarray(layer.sum(axis=1, dtype=np.float64)).ravel())
         if normalize else layer[:, genes]
         for layer in layers
     ))  # fmt: skip
-    neighbors = graph.distances.indices.reshape(data.n_cells, -1).astype(np.int32)
-    return Moments(genes, smoothed(mean, own.spliced), smoothed(mean, own.unspliced), own, mean, graph, neighbors)
 
 
 def _genes(data: Inputs, layers: Layers, n_top_genes: int | None, least: int) -> np.ndarray:

@@ -3,11 +3,15 @@
 from __future__ import annotations
 
 import warnings
+from itertools import pairwise
 from typing import NamedTuple
 
 import numpy as np
+import torch
 from scipy import sparse
-from scipy.sparse.linalg import ArpackError, eigs, eigsh
+from scipy.sparse.linalg import ArpackError, LinearOperator, eigs, eigsh
+
+from tenfold.kernels.threads import in_threads
 
 #: Steepness of the exponential that turns cosines into transition probabilities.
 SHARPNESS = 10.0
@@ -127,7 +131,7 @@ def _stationary(moves: sparse.csr_matrix, tolerance: float = 1e-3) -> np.ndarray
     n = moves.shape[0]
     start = np.random.default_rng(0).random(n)
     try:
-        values, vectors = eigs(moves.T.astype(np.float64), k=min(10, n - 2), which="LR", v0=start)
+        values, vectors = eigs(_by_threads(moves.T.astype(np.float64)), k=min(10, n - 2), which="LR", v0=start)
     except ArpackError as error:
         warnings.warn(f"Terminal states were not found, since the eigenvectors did not converge: {error}", stacklevel=3)
         return np.zeros((n, 0))
@@ -136,6 +140,25 @@ def _stationary(moves: sparse.csr_matrix, tolerance: float = 1e-3) -> np.ndarray
     # Where fewer than 2 % of the cells hold the walk, nothing would be left of it.
     kept = np.minimum(np.where(kept < low, 0, kept), np.where(high > 0, high, kept.max(axis=0, initial=0)))
     return kept / np.maximum(kept.max(axis=0, initial=0), 1e-300)
+
+
+def _by_threads(matrix: sparse.spmatrix) -> LinearOperator:
+    """Return an operator whose products are shared among threads, rows by rows; to the last bit those of `matrix`."""
+    rows = sparse.csr_matrix(matrix)
+    limits = np.linspace(0, rows.shape[0], torch.get_num_threads() + 1).astype(int)
+    parts = [rows[first:last] for first, last in pairwise(limits)]
+
+    def product(x: np.ndarray) -> np.ndarray:
+        out = np.empty(rows.shape[0])
+
+        def fill(first: int, last: int) -> None:
+            for k in range(first, last):
+                out[limits[k] : limits[k + 1]] = parts[k] @ x
+
+        in_threads(fill, len(parts))
+        return out
+
+    return LinearOperator(rows.shape, matvec=product, dtype=rows.dtype)
 
 
 def _capped(values: np.ndarray) -> np.ndarray:

@@ -14,6 +14,9 @@ from tenfold.kernels.two_phase import FLAGS, N_ROWS, OFF_TAU, ON_TAU, assign
 from tenfold.kernels.two_phase_fit import likelihood, prepare, reference_schedule, scan_scaling, start
 from tenfold.kernels.two_phase_profile import close_gaps, profile_fit
 
+#: Cells on which the profile's start is looked for; its later steps see all.
+SCANNED = 5_000
+
 
 class TwoPhaseFits(NamedTuple):
     """Fits of g genes to n cells.
@@ -65,22 +68,34 @@ def fit_genes(
     """
     u, s = (np.ascontiguousarray(values.T, dtype=np.float64) for values in (unspliced, spliced))
     g, n = u.shape
-    size = np.diff(mean.indptr)
-    graph = (mean.indptr.astype(np.int64), mean.indices.astype(np.int32), 1.0 / np.maximum(size, 1))
+    graph = _averages(mean)
     loss, likely, variance, ratio = (np.full(g, np.nan) for _ in range(4))
     t, tau_on, tau_off = (np.full((g, n), np.nan, np.float32) for _ in range(3))
     out = TwoPhaseFits(np.full((g, 5), np.nan), loss, likely, variance, ratio, np.ones((g, 2)), t, tau_on, tau_off)
-    fit_range = _by_profile if profile else _by_reference  # apart: each compiles for many seconds when first used
-    in_threads(lambda first, last: fit_range(u, s, graph, out, first, last), g)
+    # Each schedule compiles for many seconds when first used.
+    if profile:
+        few = np.arange(0, n, max(1, n // SCANNED))
+        few_graph = graph if len(few) == n else _averages(sparse.csr_matrix(mean[few][:, few]))
+        in_threads(lambda first, last: _by_profile(u, s, graph, few, few_graph, out, first, last), g)
+    else:
+        in_threads(lambda first, last: _by_reference(u, s, graph, out, first, last), g)
     return out
 
 
+def _averages(mean):
+    """Return a matrix of equal weights in each row as compiled code takes it."""
+    size = np.diff(mean.indptr)
+    return mean.indptr.astype(np.int64), mean.indices.astype(np.int32), 1.0 / np.maximum(size, 1)
+
+
 @njit(cache=True, nogil=True, error_model="numpy")
-def _by_profile(u, s, graph, out, first, last):  # pragma: no cover  (compiled)
-    work = np.empty((N_ROWS + 2, u.shape[1]))
+def _by_profile(u, s, graph, few, few_graph, out, first, last):  # pragma: no cover  (compiled)
+    n = u.shape[1]
+    work, few_work = np.empty((N_ROWS + 2, n)), np.empty((N_ROWS + 2, len(few)))
     for g in range(first, last):
-        gene, kept = _begin(u[g], s[g], graph, work)
-        if np.isfinite(kept[3][0]):
+        rates, _, _, state = _begin(u[g][few], s[g][few], few_graph, few_work)[1]
+        if np.isfinite(state[0]):
+            gene, kept = prepare(u[g], s[g], graph), (rates, np.zeros(n), np.zeros(n, np.int64), state)
             ratio = profile_fit(gene, kept, work)
             told = close_gaps(gene, kept, ratio, work)
             _record(out, g, gene, kept, ratio, told, work)

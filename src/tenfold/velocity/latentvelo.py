@@ -141,7 +141,7 @@ class LatentVelo(TrainedVelocity):
     def _rates(self, data: Inputs, moments: Moments) -> Rates:
         from tenfold.engine import predict, seeded
 
-        s, u = moments.spliced, moments.unspliced
+        s, u, layers = moments.spliced, moments.unspliced, moments.layers
         r2, gamma = by_blocks(all_cells, s, u)[0], by_blocks(steady_state, s, u)[0]
         self.dynamic_ = (r2 > self.min_r2) & (r2 < self.max_r2) & (gamma > self.min_ratio)
         self.n_batches_ = len(data.batch_or_one.names)
@@ -149,7 +149,7 @@ class LatentVelo(TrainedVelocity):
         scales = [SCALE * (1 + part.std(axis=0)) for part in (s, u)]
         cells = {
             "spliced": s / scales[0], "unspliced": u / scales[1], "batch": data.batch_or_one.values,
-            "seen": ((moments.layers.spliced + moments.layers.unspliced) > 0).toarray(),
+            "seen": ((layers.spliced + layers.unspliced) > 0).toarray(),
             "root": self._roots(moments, gamma),
         }  # fmt: skip
         with seeded(self.seed):

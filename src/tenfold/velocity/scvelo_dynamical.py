@@ -13,10 +13,10 @@ from tenfold.kernels.two_phase_genes import fit_genes
 from tenfold.method import MethodInfo, param
 from tenfold.velocity_models.base import Rates, VelocityMethod
 from tenfold.velocity_models.steady_state import all_cells, by_blocks, steady_state
-from tenfold.velocity_models.two_phase import aligned, latent_time, two_phase_velocity
+from tenfold.velocity_models.two_phase import followed, latent_time
 
-#: Genes that are fitted before their times are reduced to what is kept, which bounds memory.
-BLOCK = 200
+#: Genes, and numbers (cells × genes), that are fitted before their times are reduced to what is kept: bounds memory.
+BLOCK, LARGEST = 200, 4_000_000
 
 
 class ScVeloDynamical(VelocityMethod):
@@ -109,14 +109,13 @@ class ScVeloDynamical(VelocityMethod):
         self.times_ = np.full(s.shape, np.nan, np.float32)
         names = ("alpha", "beta", "gamma", "switch", "scaling", "likelihood", "loss")
         table = {name: np.full(len(r2), np.nan) for name in names}
-        for start in range(0, len(chosen), BLOCK):
-            genes = chosen[start : start + BLOCK]
+        size = min(BLOCK, max(1, LARGEST // len(s)))
+        for genes in np.split(chosen, range(size, len(chosen), size)):
             own_u, own_s = u[:, genes], s[:, genes]
             found = fit_genes(own_u, own_s, moments.mean, profile=self.schedule == "profile")
-            fits, times = aligned(found, moments.mean)
-            velocity[:, genes] = two_phase_velocity(fits, own_u, own_s, moments.mean)
+            rates, times, velocity[:, genes] = followed(found, own_u, own_s, moments.mean)
             self.times_[:, genes] = times.T
-            for name, values in zip(table, (*fits.rates.T, fits.likelihood, fits.loss), strict=True):
+            for name, values in zip(table, (*rates.T, found.likelihood, found.loss), strict=True):
                 table[name][genes] = values
         scaling = table["scaling"]
         table["beta"] = table["beta"] / scaling

@@ -6,8 +6,11 @@ import numpy as np
 from scipy import sparse
 
 from tenfold.data.kinetics import two_phases
+from tenfold.kernels.threads import in_threads
 from tenfold.kernels.two_phase_genes import TwoPhaseFits
 
+#: Cells whose times are turned at a time.
+ROWS = 4096
 #: Time that every gene's course is stretched to before genes are compared.
 T_MAX = 20.0
 
@@ -81,6 +84,36 @@ def two_phase_velocity(
     return np.where(state < 2, np.maximum(beta * at_u - gamma * at_s, -s), np.maximum(0.0, -s)).astype(np.float32)
 
 
+def followed(
+    fits: TwoPhaseFits, unspliced: np.ndarray, spliced: np.ndarray, mean: sparse.csr_matrix
+) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Return rates and times of `aligned` fits and their `two_phase_velocity`, genes dealt to threads.
+
+    Parameters
+    ----------
+    fits
+        As fitted.
+    unspliced, spliced
+        Averages that were fitted, shape (n_cells, g).
+    mean
+        Averages over neighbours.
+
+    Returns
+    -------
+    Rates (g, 5), times (g, n_cells) and velocities (n_cells, g).
+    """
+    rates, times = np.empty_like(fits.rates), np.empty_like(fits.t)
+    velocity = np.empty(spliced.shape, np.float32)
+
+    def follow(first: int, last: int) -> None:
+        own = slice(first, last)
+        part, times[own] = aligned(TwoPhaseFits(*(values[own] for values in fits)), mean)
+        rates[own], velocity[:, own] = part.rates, two_phase_velocity(part, unspliced[:, own], spliced[:, own], mean)
+
+    in_threads(follow, len(rates))
+    return rates, times, velocity
+
+
 def latent_time(times: np.ndarray, roots: np.ndarray, mean: sparse.csr_matrix) -> np.ndarray:
     """Join the times of genes into one for each cell.
 
@@ -101,14 +134,13 @@ def latent_time(times: np.ndarray, roots: np.ndarray, mean: sparse.csr_matrix) -
     -------
     Shape (n_cells,), float64, from 0 to 1.
     """
-    t = times.astype(np.float64)
-    order = np.argsort(t.sum(axis=1))
+    t = np.array(times, dtype=np.float32)  # turned in place: the times are most of the memory
+    order = np.argsort(t.sum(axis=1, dtype=np.float64))
     chosen = order[roots[order] > 1 - 1e-3]
     shared = np.zeros(len(t))
     cells = (chosen if len(chosen) else order)[:4]
     for cell in cells:
-        t = _rooted(t, cell)
-        t -= t.min()
+        _turn(t, cell)
         shared += _shared(t)
     latent = _scaled(shared / len(cells))
     around = mean @ latent
@@ -117,20 +149,27 @@ def latent_time(times: np.ndarray, roots: np.ndarray, mean: sparse.csr_matrix) -
     return _scaled(mean @ np.where(sure, latent, 0.0))
 
 
-def _rooted(t: np.ndarray, root: int) -> np.ndarray:
+def _turn(t: np.ndarray, root: int) -> None:
     """Turn each gene's time so that the root cell is at 0 and earlier cells come after the last."""
-    start = t[root]
-    after = np.where(t >= start, t - start, 0.0)
-    return np.where(t >= start, after, t + after.max(axis=0))
+    start = t[root].copy()
+    longest = np.max([(part - start).max(axis=0) for part in _blocks(t)], axis=0)
+    for part in _blocks(t):
+        after = part - start
+        part[:] = np.where(after >= 0, after, part + longest)
+    t -= t.min()
 
 
 def _shared(t: np.ndarray) -> np.ndarray:
-    levels = np.percentile(t, [15, 20, 25, 30, 35], axis=1)
+    levels = np.hstack([np.percentile(part, [15, 20, 25, 30, 35], axis=1) for part in _blocks(t)]).astype(np.float64)
     top = levels.max(axis=1, keepdims=True)
     levels = levels / np.where(top == 0, 1, top)
     uneven = ((np.sort(levels, axis=1) - np.linspace(0, 1, levels.shape[1])) ** 2).sum(axis=1)
     joined = levels[np.argsort(uneven)[:2]].sum(axis=0)
     return joined / (joined.max() or 1.0)
+
+
+def _blocks(t: np.ndarray) -> list[np.ndarray]:
+    return [t[first : first + ROWS] for first in range(0, len(t), ROWS)]
 
 
 def _scaled(values: np.ndarray) -> np.ndarray:
