@@ -164,7 +164,7 @@ class PopV(Method, Confident):
     def _panel(self) -> Panel:
         options = {
             "n_latent": self.n_latent, "epochs": self.epochs, "joint_epochs": self.epochs, "device": self.device,
-            "batch_size": self.batch_size, "kl_warmup_epochs": self.epochs - 1, "unlabeled": NOT_LABELLED,
+            "batch_size": self.batch_size, "unlabeled": NOT_LABELLED,
         }  # fmt: skip
         return Panel(self.labels_, NOT_LABELLED, self.n_neighbors, self.n_per_label, self.seed, options)
 
