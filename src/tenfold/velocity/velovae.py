@@ -50,7 +50,8 @@ class VeloVAE(TrainedVelocity):
     0.4 for groups of genes. Others found it mostly reversed (Luo et al. 2026), and so it was here: on a real pancreas
     set (200 genes, cut short) the known direction was -0.31 to -0.28 with three seeds, that of `ScVeloStochastic` 0.12.
     Nor is its time reliable: on a simulation that branches its rank correlation with the truth was -0.18, 0.06 and 0.67
-    (three seeds, cut short), that of `ScVeloStochastic` 0.95. Permuted counts of real cells are not measured yet.
+    (three seeds, cut short), that of `ScVeloStochastic` 0.95. Its confidence is no evidence either: 0.73 for the
+    pancreas, 0.98 for its permuted counts.
 
     **Cost**: linear in cells × genes × epochs, up to 1,000 and 20 × 500 of them; both stages end early. A step takes
     less than half of the original's time (128 cells × 800 genes, one core: 0.04 seconds, then 0.02), the start a third.
