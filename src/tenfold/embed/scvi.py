@@ -19,8 +19,8 @@ class SCVI(VariationalMethod):
     both are trained on the evidence lower bound, with the weight of the KL term raised from 0.
 
     Model and loss are those of scvi-tools; the schedule is shorter. A learning rate eight times as high, which falls
-    along a half cosine, comes in a quarter of the epochs to a better held-out likelihood and lower bound, with types
-    as well apart and batches as well mixed. For the original's schedule, set ``epochs=400`` (fewer above 20,000 cells),
+    along a half cosine, comes in a quarter of the epochs to a better held-out likelihood and lower bound on two real
+    sets (``benchmarks/scvi.py``). For the original's schedule, set ``epochs=400`` (fewer above 20,000 cells),
     ``learning_rate=1e-3``, ``schedule="constant"`` and ``kl_warmup_epochs=400``.
 
     **Use it** to remove strong or nested batch effects, to compare cells by held-out likelihood, or where one model

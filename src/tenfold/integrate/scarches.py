@@ -25,8 +25,7 @@ PRESET: dict[str, Any] = {
     "layer_norm": "both", "batch_norm": "none", "encode_covariates": True, "deeply_inject_covariates": False,
     "schedule": "constant",
 }  # fmt: skip
-#: Epochs of a reference of scVI or scANVI, fewer above 20,000 cells: with these layers, their shorter schedule mixes
-#: batches less.
+#: Epochs of a reference of scVI or scANVI, fewer above 20,000 cells: those of the published recipe, at a constant rate.
 MOST_EPOCHS = 400
 #: Share of the reference's epochs over which the KL weight rises: a reference that is trained for less than 400 epochs
 #: is else never given the full weight, and places a query worse.

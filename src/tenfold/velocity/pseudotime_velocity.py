@@ -71,7 +71,7 @@ class PseudotimeVelocity(VelocityMethod):
     def _rates(self, data: Inputs, moments: Moments) -> Rates:
         weights = moments.graph.connectivities.astype(np.float64)
         values, vectors = diffusion(weights)
-        expressed = moments.mean @ np.diff(moments.layers.spliced.indptr).astype(np.float64)
+        expressed = moments.mean @ np.diff(moments.counts.spliced[:, moments.columns].indptr).astype(np.float64)
         first = vectors[:, min(1, vectors.shape[1] - 1)] / np.where(np.abs(vectors[:, 0]) > 0, vectors[:, 0], 1)
         ends = [int(first.argmin()), int(first.argmax())]
         time = diffusion_distance(values, vectors, max(ends, key=lambda cell: expressed[cell]))
