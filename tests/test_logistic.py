@@ -13,13 +13,17 @@ import numpy as np
 import pandas as pd
 import pytest
 from scipy import sparse
+from sklearn.decomposition import PCA
 from sklearn.linear_model import LogisticRegression
+from sklearn.metrics import adjusted_rand_score
 from sklearn.preprocessing import StandardScaler
 
 import tenfold as tf
 from tenfold.annotate.logistic import Logistic
 from tenfold.annotators.one_vs_rest import Scaled, fit_one_vs_rest
 from tenfold.annotators.voting import HETEROGENEOUS, fine_clusters, majority
+from tenfold.data.cluster import leiden
+from tenfold.data.graph import neighbor_graph
 from tenfold.data.inputs import Inputs
 from tenfold.data.preprocess import normalize_log1p
 from tenfold.errors import DataError, FileFormatError
@@ -146,6 +150,24 @@ def test_small_data_do_not_vote_and_large_do(cells):
     alone = model.predict(many)
     model.voting = "auto"
     np.testing.assert_array_equal(voted, majority(alone, fine_clusters(Inputs(many, {}), 0)))
+
+
+def test_clusters_of_scaled_genes_are_those_of_z_scores(cells):
+    """What CellTypist clusters: z-scores, cut at 10, of genes that five cells express."""
+    data = Inputs(cells, {})
+    dense = data.lognorm.toarray()
+    dense = dense[:, (dense > 0).sum(axis=0) >= 5]
+    z = np.minimum((dense - dense.mean(axis=0)) / np.maximum(dense.std(axis=0), 1e-6), 10)
+    points = PCA(50, svd_solver="full").fit_transform(z)
+    expected = leiden(neighbor_graph(points.astype(np.float32), 10, seed=0).connectivities, 5.0, 0)
+    found = fine_clusters(data, 0, scaled=True)
+    assert adjusted_rand_score(expected, found) > 0.95
+    assert adjusted_rand_score(fine_clusters(data, 0), found) < 0.95
+
+    model = Logistic(voting="on", scale_clusters=True)
+    with pytest.warns(UserWarning, match="changed the label"):
+        model.fit(cells, labels="cell_type", progress=False)
+    np.testing.assert_array_equal(model.votes(cells)["cluster"], found)
 
 
 # ---- models of CellTypist --------------------------------------------------------------------------------------------

@@ -57,6 +57,9 @@ class Logistic(AnnotatorMethod):
     voting
         ``"auto"``: where clusters are given (``clusters="leiden"``), and for 2,000 cells or more that fit in memory, in
         clusters found for this. ``"on"``, ``"off"``: always, never.
+    scale_clusters
+        Scale genes to variance 1 before the components whose clusters vote, as CellTypist does; by default genes that
+        vary more count more.
     min_share
         Clusters in which no label has this share are "Heterogeneous".
     mode
@@ -109,6 +112,7 @@ class Logistic(AnnotatorMethod):
 
     C: float = param(1.0, low=1e-6)
     voting: Literal["auto", "on", "off"] = "auto"
+    scale_clusters: bool = False
     min_share: float = param(0.0, low=0.0, high=1.0)
     mode: Literal["best", "all"] = "best"
     threshold: float = param(0.5, low=0.0, high=1.0)
@@ -242,7 +246,7 @@ class Logistic(AnnotatorMethod):
     def _clusters(self, data: Inputs) -> np.ndarray:
         if "clusters" in data.roles:
             return check.categories(data.adata, data.roles["clusters"], "clusters").values
-        return fine_clusters(data, self.seed)
+        return fine_clusters(data, self.seed, self.scale_clusters)
 
     # ---- models of CellTypist ----------------------------------------------------------------------------------------
 
