@@ -23,7 +23,7 @@ Metric = Literal["euclidean", "cosine"]
 
 EXACT_UP_TO = 100_000  # reference cells; the cost of the exact search grows with the square
 _TREE_DIMENSIONS = 3  # coordinates in space: a k-d tree is exact and far cheaper than a matrix product
-_ROWS, _COLUMNS = 1024, 8192  # 32 MB of float32 distances at a time
+_ROWS, _COLUMNS = 512, 2048  # 4 MB of float32 distances at a time, which stay in the cache until they are looked at
 _LISTS = 16  # are searched around a point, of the square root of all points
 _MOST_ROUNDS, _FEW_NEW = 5, 0.01  # of improvement, and the share of new entries at which it ends
 

@@ -11,7 +11,7 @@ import torch
 from numba import njit
 
 _ROOM = 4  # times k entries are gathered before the row is cut back to k
-_STRIDE = 32  # entries whose minimum is looked at first: nearly all strides hold nothing that is wanted
+_STRIDE = 8  # entries whose minimum is looked at first: nearly all strides hold nothing that is wanted
 _FEWEST_ROWS = 64  # a thread is not worth starting for fewer
 #: Below every distance, for an entry that must be kept. Finite, since the compiled loop assumes finite numbers.
 LOWEST = float(np.finfo(np.float32).min)
@@ -30,8 +30,8 @@ class Smallest:
 
     def __init__(self, rows: int, k: int) -> None:
         self.k = k
-        self._values = np.empty((rows, _ROOM * k), dtype=np.float32)
-        self._columns = np.empty((rows, _ROOM * k), dtype=np.int32)
+        self._values = np.empty((rows, _ROOM * k + _STRIDE), dtype=np.float32)
+        self._columns = np.empty((rows, _ROOM * k + _STRIDE), dtype=np.int32)
         self._count = np.zeros(rows, dtype=np.int64)
         self._limit = np.full(rows, np.finfo(np.float32).max, dtype=np.float32)
 
@@ -71,23 +71,26 @@ def _ranges(n: int, parts: int) -> list[tuple[int, int]]:
 
 @njit(cache=True, nogil=True, fastmath=True)
 def _gather(block, first, values, columns, count, limit, k):  # pragma: no cover  (compiled)
-    width = block.shape[1]
+    width, room = block.shape[1], values.shape[1]
+    whole = width // _STRIDE * _STRIDE
     for r in range(block.shape[0]):
         row, own_values, own_columns = block[r], values[r], columns[r]
         most, n = limit[r], count[r]
-        for start in range(0, width, _STRIDE):
-            stop = min(start + _STRIDE, width)
-            least = row[start]
-            for j in range(start, stop):
-                least = min(least, row[j])
-            if least >= most:
-                continue
-            for j in range(start, stop):
-                if row[j] < most:
-                    own_values[n], own_columns[n] = row[j], first + j
-                    n += 1
-                    if n == own_values.shape[0]:
-                        most, n = _cut(own_values, own_columns, n, k), k
+        for start in range(0, whole + 1, _STRIDE):
+            stop = start + _STRIDE
+            if start < whole:
+                least = row[start]
+                for j in range(1, _STRIDE):
+                    least = min(least, row[start + j])
+                if least >= most:
+                    continue
+            else:
+                stop = width
+            if n + _STRIDE > room:
+                most, n = _cut(own_values, own_columns, n, k), k
+            for j in range(start, stop):  # without a branch, which would be guessed wrong
+                own_values[n], own_columns[n] = row[j], first + j
+                n += np.int64(row[j] < most)
         limit[r], count[r] = most, n
 
 
