@@ -128,9 +128,10 @@ def test_limits_of_time_and_memory_are_rows(tmp_path):
 
 
 def _worker() -> psutil.Process | None:
-    for child in psutil.Process().children(recursive=True):
-        if "tenfold.compare.worker" in " ".join(child.cmdline()):
-            return child
+    """Return the process of a run, which a server has started."""
+    for server in psutil.Process().children():
+        if "tenfold.compare.worker" in " ".join(server.cmdline()):
+            return next(iter(server.children()), None)
     return None
 
 

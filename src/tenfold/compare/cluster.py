@@ -11,7 +11,7 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from tenfold.compare.jobs import Outcome
+from tenfold.compare.jobs import Outcome, Runner
 from tenfold.compare.runs import Limits, Tell, carry_out, is_done, record_death
 from tenfold.compare.worker import Job
 from tenfold.errors import MissingExtraError, ResourceError
@@ -72,7 +72,8 @@ def _on_worker(job: Job, work: Path, limits: Limits) -> None:
             f"The worker on {socket.gethostname()} does not see '{job.data}'. A comparison on a cluster needs its "
             "folder on a file system that all workers share."
         )
-    carry_out(job, work, limits)
+    with Runner() as runner:
+        carry_out(job, work, limits, runner)
 
 
 def _version() -> str:

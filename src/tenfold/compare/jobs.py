@@ -1,7 +1,9 @@
-"""One run in a process of its own, under a time and a memory limit."""
+"""Runs in processes of their own, under a time and a memory limit."""
 
 from __future__ import annotations
 
+import json
+import signal
 import subprocess
 import sys
 import threading
@@ -28,63 +30,116 @@ def default_memory_limit() -> float:
     return 0.8 * psutil.virtual_memory().available / 2**20
 
 
-def run_job(
-    job: Path, log: Path, *, timeout: float | None, memory_mb: float | None, on_stage: Callable[[str], None]
-) -> Outcome:
-    """Run the worker on a job file and wait for it. Removing the job file calls the run off.
+class Runner:
+    """Runs jobs, one after the other, each in a process that a process of `tenfold.compare.worker` starts.
 
-    Parameters
-    ----------
-    job
-        Job file, as `tenfold.compare.worker` reads it.
-    log
-        Where the worker's error output goes.
-    timeout
-        Seconds after which the worker is ended; None for no limit.
-    memory_mb
-        Resident memory (with its children) above which the worker is ended, in MiB; None for 80 % of what is free.
-    on_stage
-        Called with each stage that the worker announces.
+    A context manager; that process is started with the first job, and again where it was killed.
     """
-    memory_mb = default_memory_limit() if memory_mb is None else memory_mb
-    with log.open("wb") as errors:
-        process = subprocess.Popen(
-            [sys.executable, "-m", "tenfold.compare.worker", str(job)],
-            stdout=subprocess.PIPE, stderr=errors, stdin=subprocess.DEVNULL, text=True,
-        )  # fmt: skip
-        reader = threading.Thread(target=_announce, args=(process, on_stage), daemon=True)
-        reader.start()
+
+    def __init__(self) -> None:
+        self._server: subprocess.Popen | None = None
+
+    def __enter__(self) -> Runner:
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        if self._server is not None:
+            end(self._server.pid)
+            self._server.wait()
+
+    def run(
+        self, job: Path, log: Path, *, timeout: float | None, memory_mb: float | None, on_stage: Callable[[str], None]
+    ) -> Outcome:
+        """Run a job file and wait for it. Removing the job file calls the run off.
+
+        Parameters
+        ----------
+        job
+            Job file, as `tenfold.compare.worker` reads it.
+        log
+            Where the run's error output goes.
+        timeout
+            Seconds after which the run is ended; None for no limit.
+        memory_mb
+            Resident memory (with its children) above which the run is ended, in MiB; None for 80 % of what is free.
+        on_stage
+            Called with each stage that the run announces.
+        """
+        if self._server is None or self._server.poll() is not None:
+            self._server = subprocess.Popen(
+                [sys.executable, "-m", "tenfold.compare.worker"], stdin=subprocess.PIPE, stdout=subprocess.PIPE,
+                text=True,
+            )  # fmt: skip
+        run = _Run(self._server, on_stage)
+        log.touch()
         try:
-            outcome = _watch(process, job, timeout, memory_mb)
+            run.start(job, log)
+            return _watch(run, job, timeout, default_memory_limit() if memory_mb is None else memory_mb)
         finally:
-            end(process)
-        reader.join(timeout=5)
-    return outcome
+            run.end()
 
 
-def _announce(process: subprocess.Popen, on_stage: Callable[[str], None]) -> None:
-    assert process.stdout is not None
-    for line in process.stdout:
-        if line.startswith("stage: "):
-            on_stage(line.removeprefix("stage: ").strip())
+class _Run:
+    """A run under way, as far as its server tells of it."""
+
+    def __init__(self, server: subprocess.Popen, on_stage: Callable[[str], None]):
+        self._server, self._on_stage = server, on_stage
+        self._reader = threading.Thread(target=self._read, daemon=True)
+        self._started = threading.Event()
+        self.pid: int | None = None
+        #: Exit code; that of a killed process where the server is gone.
+        self.code: int | None = None
+
+    def start(self, job: Path, log: Path) -> None:
+        """Ask for it, and wait until its process is there."""
+        assert self._server.stdin is not None
+        self._reader.start()
+        try:
+            self._server.stdin.write(json.dumps([str(job), str(log)]) + "\n")
+            self._server.stdin.flush()
+        except OSError:  # the server is gone, and the reader notices
+            pass
+        self._started.wait()
+
+    def end(self) -> None:
+        """Kill it if it still runs; without its process, kill the server."""
+        if self.code is None:
+            end(self._server.pid if self.pid is None else self.pid)
+        self._reader.join(timeout=5)
+
+    def _read(self) -> None:
+        assert self._server.stdout is not None
+        for line in self._server.stdout:
+            what, _, told = line.strip().partition(": ")
+            if what == "pid":
+                self.pid = int(told)
+                self._started.set()
+            elif what == "stage":
+                self._on_stage(told)
+            elif what == "ended":
+                self.code = int(told)
+                return
+        self._server.wait()
+        self.code = -signal.SIGKILL
+        self._started.set()
 
 
-def _watch(process: subprocess.Popen, job: Path, timeout: float | None, memory_mb: float) -> Outcome:
+def _watch(run: _Run, job: Path, timeout: float | None, memory_mb: float) -> Outcome:
     started = time.monotonic()
-    while process.poll() is None:
+    while run.code is None:
         if timeout is not None and time.monotonic() - started > timeout:
             return Outcome("timeout", f"Ended after the time limit of {timeout:.0f} s.")
-        used = resident_mb(process.pid)
+        used = resident_mb(run.pid) if run.pid else 0.0
         if used > memory_mb:
             return Outcome("out of memory", f"Ended at {used:.0f} MiB, above the limit of {memory_mb:.0f} MiB.")
         if not job.exists():
             return Outcome("called off", "The comparison was ended.")
         time.sleep(_POLL_SECONDS)
-    if process.returncode == 0:
+    if run.code == 0:
         return Outcome("ok")
-    if process.returncode == -9:
+    if run.code == -signal.SIGKILL:
         return Outcome("out of memory", "Killed by the system, most likely because the machine ran out of memory.")
-    return Outcome("crash", f"The process ended with code {process.returncode}.")
+    return Outcome("crash", f"The process ended with code {run.code}.")
 
 
 def resident_mb(pid: int) -> float:
@@ -96,16 +151,15 @@ def resident_mb(pid: int) -> float:
         return 0.0
 
 
-def end(process: subprocess.Popen) -> None:
+def end(pid: int) -> None:
     """Kill a process and its children, if they still run."""
     try:
-        root = psutil.Process(process.pid)
+        root = psutil.Process(pid)
         family = [*root.children(recursive=True), root]
     except psutil.Error:
-        family = []
+        return
     for member in family:
         try:
             member.kill()
         except psutil.Error:
             continue
-    process.wait()

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from tenfold.compare.files import write_json
-from tenfold.compare.jobs import Outcome, run_job
+from tenfold.compare.jobs import Outcome, Runner
 from tenfold.compare.worker import Job, empty_record
 
 #: ``tell(text, advance)`` moves the progress bar.
@@ -26,13 +26,14 @@ class Limits:
 
 def run_all(jobs: Iterable[Job], work: Path, limits: Limits, tell: Tell) -> None:
     """Carry out the jobs whose results are not there yet, one after the other on this machine."""
-    for job in jobs:
-        if is_done(job):
-            tell(f"{job.label}: done before", 1)
-            continue
-        tell(f"{job.label}: starting", 0)
-        carry_out(job, work, limits, on_stage=lambda stage, label=job.label: tell(f"{label}: {stage}", 0))
-        tell(job.label, 1)
+    with Runner() as runner:
+        for job in jobs:
+            if is_done(job):
+                tell(f"{job.label}: done before", 1)
+                continue
+            tell(f"{job.label}: starting", 0)
+            carry_out(job, work, limits, runner, lambda stage, label=job.label: tell(f"{label}: {stage}", 0))
+            tell(job.label, 1)
 
 
 def is_done(job: Job) -> bool:
@@ -43,7 +44,9 @@ def is_done(job: Job) -> bool:
     )
 
 
-def carry_out(job: Job, work: Path, limits: Limits, on_stage: Callable[[str], Any] = lambda stage: None) -> None:
+def carry_out(
+    job: Job, work: Path, limits: Limits, runner: Runner, on_stage: Callable[[str], Any] = lambda stage: None
+) -> None:
     """Run a job in its own process; a process that dies leaves a record, too.
 
     Parameters
@@ -54,13 +57,15 @@ def carry_out(job: Job, work: Path, limits: Limits, on_stage: Callable[[str], An
         Folder for the job file and the log.
     limits
         Of time and memory.
+    runner
+        Starts the process.
     on_stage
         Called with each stage that the run announces.
     """
     Path(job.result).unlink(missing_ok=True)
     job_file, log = work / f"{job.method}-{job.seed}.job", work / f"{job.method}-{job.seed}.log"
     write_json(job_file, asdict(job))
-    outcome = run_job(job_file, log, timeout=limits.timeout, memory_mb=limits.memory_mb, on_stage=on_stage)
+    outcome = runner.run(job_file, log, timeout=limits.timeout, memory_mb=limits.memory_mb, on_stage=on_stage)
     if outcome.status not in ("ok", "called off"):
         record_death(job, outcome, log.read_text(errors="replace").strip().splitlines())
 

@@ -1,6 +1,7 @@
-"""The process behind one run of a comparison: ``python -m tenfold.compare.worker JOB.json``.
+"""The process behind the runs of a comparison: ``python -m tenfold.compare.worker``.
 
-It fits, scores and stores, then runs the controls and stores again, so that a time-out in a control does not cost the
+It imports what a run needs, forks a process for it, and waits for the next, so that imports are paid for once. A run
+fits, scores and stores, then runs the controls and stores again, so that a time-out in a control does not cost the
 scores. Whatever goes wrong inside becomes the run's status, not a traceback.
 """
 
@@ -8,10 +9,12 @@ from __future__ import annotations
 
 import json
 import os
+import subprocess
 import sys
 import threading
 import time
 import traceback
+from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from datetime import UTC, datetime
 from pathlib import Path
@@ -137,6 +140,76 @@ def _carry_out(job: Job, record: dict[str, Any]) -> None:
         write_tensors(Path(job.result).with_suffix(".safetensors"), {**tensors, **more})
 
 
+def serve() -> None:
+    """Start a run for each line on standard input, a job file and a log file, one run after the other.
+
+    What is told on standard output: ``pid: NUMBER``, the stages of the run, and ``ended: CODE``.
+    """
+    client = os.getppid()
+    for line in sys.stdin:
+        job, log = json.loads(line)
+        start = _fork if sys.platform == "linux" else _spawn  # elsewhere, libraries do not survive a fork
+        pid, poll = start(job, log)
+        print(f"pid: {pid}", flush=True)
+        while (code := poll()) is None:
+            if os.getppid() != client:
+                os._exit(1)  # nobody waits for the result any more; the run ends with this process
+            time.sleep(0.02)
+        print(f"ended: {code}", flush=True)
+
+
+def _fork(job: str, log: str) -> tuple[int, Callable[[], int | None]]:
+    try:
+        _import_for(json.loads(Path(job).read_text()))
+    except Exception:  # the run meets it again, and records it
+        traceback.print_exc()
+    server, pid = os.getpid(), os.fork()
+    if pid == 0:
+        os.dup2(os.open(os.devnull, os.O_RDONLY), 0)
+        os.dup2(os.open(log, os.O_WRONLY | os.O_CREAT | os.O_TRUNC), 2)
+        code = 1
+        try:
+            _run(job, server)
+            code = 0
+        except BaseException:
+            traceback.print_exc()
+        finally:
+            sys.stdout.flush()
+            sys.stderr.flush()
+            os._exit(code)
+
+    def poll() -> int | None:
+        ended, status = os.waitpid(pid, os.WNOHANG)
+        return os.waitstatus_to_exitcode(status) if ended else None
+
+    return pid, poll
+
+
+def _spawn(job: str, log: str) -> tuple[int, Callable[[], int | None]]:
+    command = [sys.executable, "-m", "tenfold.compare.worker", job]
+    with open(log, "wb") as errors:
+        process = subprocess.Popen(command, stderr=errors, stdin=subprocess.DEVNULL)
+    return process.pid, process.poll
+
+
+def _import_for(job: dict[str, Any]) -> None:
+    """Import what a run would import first."""
+    import sklearn.metrics  # noqa: F401
+
+    import tenfold.data.inputs
+    import tenfold.engine  # noqa: F401
+    from tenfold import catalog
+    from tenfold.compare.tasks import compared_task
+
+    compared_task(job["task"])
+    catalog.find(job["task"], job["method"])
+
+
+def _run(job: str, parent: int) -> None:
+    threading.Thread(target=_end_with, args=(parent,), daemon=True).start()
+    main(job)
+
+
 def _end_with(parent: int) -> None:
     """End this process when the one that started it is gone: nobody waits for the result any more."""
     while os.getppid() == parent:
@@ -145,5 +218,7 @@ def _end_with(parent: int) -> None:
 
 
 if __name__ == "__main__":
-    threading.Thread(target=_end_with, args=(os.getppid(),), daemon=True).start()
-    main(sys.argv[1])
+    if len(sys.argv) > 1:
+        _run(sys.argv[1], os.getppid())
+    else:
+        serve()
