@@ -1,4 +1,4 @@
-"""STAGATE on annotated sections, two seeds: thresholds of the sheet; smoothed PCA and PCA + Leiden beside.
+"""STAGATE on annotated sections, ten seeds: thresholds of the sheet; smoothed PCA and PCA + Leiden beside.
 
 Run ``python evidence/stagate_acceptance.py``.
 """
@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import warnings
 
+import numpy as np
 from domain_slices import baselines, beside, checked, heads, load, shown
 from recording import write
 
@@ -17,7 +18,7 @@ TABLE_M = {
     "starmap_mpfc BZ9": {"mclust": 0.457, "kmeans": 0.414},
     "starmap_mpfc BZ5": {"mclust": 0.639, "kmeans": 0.547},
 }
-SEEDS = (0, 1)
+SEEDS = range(10)
 
 
 def main() -> None:
@@ -35,10 +36,10 @@ def main() -> None:
             for head, found in runs[-1].items():
                 shown(f"stagate, seed {seed}, {head}", found)
         for head, least in wanted.items():
-            mean = sum(run[head].ari for run in runs) / len(runs)
-            metric = f"ARI, {head}, 6 neighbours, mean of 2 seeds"
-            records.append(checked("stagate", "number of domains known", name, metric, mean, least))
-            records += [beside("stagate", name, metric, mean, baseline) for baseline in baselines(name)]
+            median = float(np.median([run[head].ari for run in runs]))
+            metric = f"ARI, {head}, 6 neighbours, median of {len(runs)} seeds"
+            records.append(checked("stagate", "number of domains known", name, metric, median, least))
+            records += [beside("stagate", name, metric, median, baseline) for baseline in baselines(name)]
         write(records)  # after each section, since training takes minutes
 
 
