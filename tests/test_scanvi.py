@@ -185,3 +185,16 @@ def test_labels_that_cannot_be_used(cells):
     adata.obs["known"] = cells.obs["known"].replace("Unknown", "unknown")
     with pytest.warns(UserWarning, match="Did you mean 'unknown'"):
         fit(adata, epochs=2)
+
+
+def test_labels_that_follow_from_the_batch_are_named():
+    adata = tf.data.simulate(120, 60, n_types=2, n_batches=2, seed=0)
+    adata.obs["mine"] = adata.obs["batch"].astype(str)
+    with pytest.warns(UserWarning, match="No label is found in two batches"):
+        tf.integrate.SCANVI(epochs=1).fit(adata, batch="batch", labels="mine", progress=False)
+    adata.obs.loc[adata.obs["batch"] == adata.obs["batch"].iloc[0], "mine"] = "Unknown"  # a query without labels
+    adata.obs.loc[adata.obs_names[adata.obs["mine"] != "Unknown"][:20], "mine"] = "other"
+    with warnings.catch_warnings(record=True) as told:
+        warnings.simplefilter("always")
+        tf.integrate.SCANVI(epochs=1).fit(adata, batch="batch", labels="mine", progress=False)
+    assert not any("No label is found" in str(each.message) for each in told)

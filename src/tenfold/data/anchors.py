@@ -41,21 +41,26 @@ class BatchPCA(NamedTuple):
     centre: np.ndarray
 
 
-def cells_of_batches(batch: Codes, fewest: int, method: str, parameter: str) -> list[np.ndarray]:
+def cells_of_batches(batch: Codes, fewest: int, method: str, parameter: str | None = None) -> list[np.ndarray]:
     """Return the rows of each batch.
 
     Raises
     ------
     DataError
-        A batch has fewer than `fewest` cells, the value of the hyper-parameter named `parameter`.
+        A batch has fewer than `fewest` cells, the value of the hyper-parameter named `parameter` if it is one's.
     """
     members = [np.flatnonzero(batch.values == b) for b in range(len(batch.names))]
     for name, cells in zip(batch.names, members, strict=True):
         if len(cells) < max(fewest, 2):
             noun = "cell" if len(cells) == 1 else "cells"
+            few = f"{method}: batch '{name}' has {len(cells)} {noun}, too few"
+            if parameter is None:
+                raise DataError(
+                    f"{few}: it needs {fewest}. Merge the batch with a similar one, or leave its cells out."
+                )
             raise DataError(
-                f"{method}: batch '{name}' has {len(cells)} {noun}, too few to find {parameter}={fewest} neighbours "
-                f"in it. Lower {parameter}, merge the batch with a similar one, or leave its cells out."
+                f"{few} to find {parameter}={fewest} neighbours in it. Lower {parameter}, merge the batch with a "
+                "similar one, or leave its cells out."
             )
     return members
 

@@ -1,4 +1,4 @@
-"""What is odd about batches, in words: genes that one of them lacks, batches too small to say anything."""
+"""What is odd about batches, in words: genes that one of them lacks, batches too small to say anything, or labels."""
 
 from __future__ import annotations
 
@@ -20,6 +20,25 @@ def warn_of_lone_cell(batch: Codes) -> None:
         warnings.warn(
             f"Batch '{batch.names[int(alone.argmax())]}' has a single cell: its batch effect cannot be told from what "
             "the cell is. Merge it with another batch, or leave it out.",
+            stacklevel=3,
+        )
+
+
+def warn_of_confounded(labels: np.ndarray, batch: np.ndarray) -> None:
+    """Warn where labels are found in two batches, but no label in more than one.
+
+    Parameters
+    ----------
+    labels, batch
+        Codes of each cell, shape (n_cells,); a label that is not known is negative.
+    """
+    pairs = np.unique(np.stack([labels, batch])[:, labels >= 0], axis=1)
+    of_labels = np.unique(pairs[0], return_counts=True)[1]
+    if len(of_labels) > 1 and len(np.unique(pairs[1])) > 1 and of_labels.max() == 1:
+        warnings.warn(
+            "No label is found in two batches, so what differs between labels cannot be told from what differs "
+            "between batches: do not trust that cells lie apart, or together, in the result. Give labels with the same "
+            "names in all batches, or leave them out.",
             stacklevel=3,
         )
 

@@ -130,7 +130,7 @@ class LIGER(Method, FixedEmbedder):
 
     def _fit(self, data: Inputs) -> None:
         assert data.batch is not None  # needs=("batch",)
-        members = shared.cells_of_batches(data.batch, 2, "LIGER", "2")
+        members = shared.cells_of_batches(data.batch, 2, "LIGER")
         reference = self._reference(data.batch.names, members)
         matrices = self._scaled(data, members)
         sizes, n_genes = [len(cells) for cells in members], matrices[0].shape[1]

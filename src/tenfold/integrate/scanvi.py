@@ -12,6 +12,7 @@ import numpy as np
 from tenfold.annotators.latent import LatentAnnotator, known_labels
 from tenfold.count_models.variational import VariationalMethod
 from tenfold.data import check
+from tenfold.data.batches import warn_of_confounded
 from tenfold.data.inputs import Inputs
 from tenfold.data.joined import joined
 from tenfold.method import MethodInfo, param
@@ -142,6 +143,7 @@ class SCANVI(VariationalMethod, LatentAnnotator):
         cells = super()._take(data, n_top_genes)
         known, number = known_labels(self.design_["labels"], self.unlabeled, cells["label"], data.roles["labels"])
         self.design_["labels"] = known
+        warn_of_confounded(number, data.batch_or_one.values)
         return {**cells, "label": number}
 
     # ---- fit ---------------------------------------------------------------------------------------------------------

@@ -10,6 +10,7 @@ import numpy as np
 from tenfold.data import anchors as shared
 from tenfold.data import check, preprocess, unwanted
 from tenfold.data import replicates as rep
+from tenfold.data.batches import warn_of_confounded
 from tenfold.data.dispersed_genes import dispersion_test
 from tenfold.data.inputs import Inputs
 from tenfold.data.stable_genes import stable_genes
@@ -159,7 +160,7 @@ class ScMergeV1(FactorRemoval):
 
     def _fit(self, data: Inputs) -> None:
         assert data.batch is not None  # needs=("batch",)
-        shared.cells_of_batches(data.batch, 3, self.info.title, "3")
+        shared.cells_of_batches(data.batch, 3, self.info.title)
         self.genes_, self.expression_ = data.gene_names, data.lognorm
         variable = self._variable_genes(data.counts, data.batch)
         shared.check_genes_vary(self.expression_[:, variable], self.info.title)
@@ -213,6 +214,7 @@ class ScMergeV1(FactorRemoval):
         labels, known = data.labels, np.zeros(data.n_cells, dtype=bool)
         if labels is not None:
             known = np.array([name != self.unlabeled for name in labels.names])[labels.values]
+            warn_of_confounded(np.where(known, labels.values, -1), batch.values)
         if labels is not None and self.labels_as == "replicates" and known.all():
             self.matches_, self.batch_clusters_ = [], labels.values.astype(np.int64)
             groups, near = labels.values, rep.central(self.expression_, labels.values, self.replicate_prop)
