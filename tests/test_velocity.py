@@ -14,7 +14,8 @@ from tenfold.data.inputs import Inputs
 from tenfold.data.kinetics import spliced_after, two_phases, unspliced_after
 from tenfold.data.velocity import layers_of, moments_of, shared_counts
 from tenfold.errors import DataError, KeyMissingError, NotCountsError
-from tenfold.kernels.velocity_graph import neighbor_cosines
+from tenfold.kernels.graph_products import times, transposed_times
+from tenfold.kernels.velocity_graph import coherence, neighbor_cosines
 from tenfold.velocity_models.steady_state import generalised, line_with_offset, steady_state
 
 
@@ -148,6 +149,15 @@ def test_closed_forms_solve_the_equations():
         np.testing.assert_allclose([u, s], solved, rtol=1e-7)
 
 
+def test_closed_forms_hold_where_splicing_is_much_faster_than_degradation_and_the_other_way_round():
+    t = np.array([0.0, 1.0, 30.0, 2000.0])
+    for beta, gamma in ((50.0, 0.1), (0.1, 50.0)):
+        s = spliced_after(t, 0.4, 1.0, 2.0, beta, gamma)
+        exact = np.exp(-gamma * t) + 2 / gamma * (1 - np.exp(-gamma * t))
+        exact += (2 - beta * 0.4) * (np.exp(-gamma * t) - np.exp(-beta * t)) / (gamma - beta)
+        np.testing.assert_allclose(s, exact, rtol=1e-12)
+
+
 def test_two_phases_join_at_the_switch():
     t = np.array([5 - 1e-7, 5 + 1e-7])[:, None]
     u, s = two_phases(t, np.array([5.0]), np.array([3.0]), np.array([0.5]), np.array([0.2]))
@@ -264,6 +274,61 @@ def test_cosines_equal_a_plain_loop(root):
         wanted = [np.corrcoef(taken(x[j] - x[i]), taken(v[i]))[0, 1] for j in reach]
         assert list(found[i].indices) == reach
         np.testing.assert_allclose(found[i].data, wanted, atol=2e-6)
+
+
+@pytest.mark.parametrize("root", [False, True])
+@pytest.mark.parametrize("share", [0.2, 0.8])
+def test_genes_that_do_not_count_are_as_if_they_were_left_out(root, share):
+    rng = np.random.default_rng(0)
+    x, v = rng.gamma(2, 1, (40, 60)).astype(np.float32), rng.normal(size=(40, 60)).astype(np.float32)
+    genes = rng.random(60) < share
+    v[:, ~genes] = np.nan
+    near = np.stack([rng.choice(np.delete(np.arange(40), i), 4, replace=False) for i in range(40)])
+    found, wanted = neighbor_cosines(x, v, near, root, genes), neighbor_cosines(x[:, genes], v[:, genes], near, root)
+    assert (found.indices == wanted.indices).all()
+    np.testing.assert_allclose(found.data, wanted.data, atol=1e-6)
+    np.testing.assert_allclose(coherence(v, near, genes), coherence(v[:, genes], near), atol=1e-6)
+
+
+def test_coherence_equals_a_plain_loop():
+    rng = np.random.default_rng(0)
+    v = rng.normal(1, 1, size=(30, 12)).astype(np.float32)
+    near = np.stack([rng.choice(np.delete(np.arange(30), i), 4, replace=False) for i in range(30)])
+    wanted = [np.mean([np.corrcoef(v[i], v[j])[0, 1] for j in near[i]]) for i in range(30)]
+    np.testing.assert_allclose(coherence(v, near), wanted, atol=1e-6)
+    v[3] = 2  # the same for all genes: no direction
+    assert coherence(v, near)[3] == 0
+
+
+def test_products_of_a_graph_are_those_of_the_matrix():
+    matrix = sparse.random(50, 40, 0.1, "csr", np.float32, random_state=0)
+    rng = np.random.default_rng(0)
+    a, b = rng.random(40), rng.random(50)
+    np.testing.assert_allclose(times(matrix, a), matrix.astype(np.float64) @ a, rtol=1e-12)
+    np.testing.assert_allclose(transposed_times(matrix, b), matrix.T.astype(np.float64) @ b, rtol=1e-12)
+
+
+def test_ends_hold_the_share_of_cells_that_lead_to_them():
+    """Cells 0 to 9 go to 9, cells 10 to 15 to 15; nothing leads to 0 and 10, where the way back ends."""
+    links = [(i, i + 1) for i in range(15) if i != 9] + [(9, 8), (15, 14)]
+    row, column = np.array(links).T
+    cosines = sparse.csr_matrix((np.full(len(row), 0.9, np.float32), (row, column)), shape=(16, 16))
+    alone = sparse.identity(16, format="csr")
+    reached = velocity_graph._reached(
+        sparse.csr_matrix((np.exp(10 * cosines.data), cosines.indices, cosines.indptr)), alone, False
+    )
+    assert set(np.flatnonzero(reached > 0.1)) == {8, 9, 14, 15}  # the last two of each lead to each other
+    np.testing.assert_allclose(reached[14] / reached[8], 6 / 10, rtol=0.05)
+    states = velocity_graph.terminal_states(cosines, alone)
+    assert set(np.flatnonzero(states.roots > 0.1)) == {0, 10}
+
+
+@pytest.mark.parametrize("name", ["velocyto", "scvelo_stochastic", "scvelo_dynamical"])
+def test_time_runs_forward_where_a_process_branches(name):
+    for seed in (1, 5):  # eigenvectors of several ends put the beginning anywhere in these
+        adata = tf.data.simulate_branching(n_cells=500, seed=seed)
+        model = tf.method("velocity", name).fit(adata, progress=False)
+        assert spearmanr(model.time(), adata.obs["true_time"])[0] > 0.7
 
 
 def test_transitions_are_probabilities(fitted):

@@ -15,9 +15,10 @@ def unspliced_after(t: np.ndarray, u0: Values, alpha: Values, beta: Values) -> n
 
 def spliced_after(t: np.ndarray, u0: Values, s0: Values, alpha: Values, beta: Values, gamma: Values) -> np.ndarray:
     """Return spliced RNA a time `t` after (u0, s0): ds/dt = beta u - gamma s; also where gamma is beta."""
-    left, gap = np.exp(-gamma * t), gamma - beta
-    small = np.abs(gap * t) < 1e-6
-    lag = np.where(small, -t, np.expm1(-gap * t) / np.where(small, 1.0, gap)) * np.exp(-beta * t)
+    left, gap = np.exp(-gamma * t), np.abs(gamma - beta)
+    small = gap * t < 1e-6
+    # From the slower rate, so that no exponential grows: whichever of the two it is, the lag is the same.
+    lag = np.where(small, -t, np.expm1(-gap * t) / np.where(small, 1.0, gap)) * np.exp(-np.minimum(beta, gamma) * t)
     return s0 * left + alpha / gamma * (1 - left) + (alpha - beta * u0) * lag
 
 

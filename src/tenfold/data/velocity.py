@@ -14,11 +14,10 @@ from tenfold.data.graph import NeighborGraph, neighbor_graph
 from tenfold.data.inputs import Inputs
 from tenfold.data.spatial import averaging
 from tenfold.errors import DataError, KeyMissingError, NotCountsError, closest
+from tenfold.kernels.neighbor_means import neighbor_means
 
 #: Share of unspliced counts below which a warning is due: droplet protocols give 10 to 30 %.
 LEAST_UNSPLICED = 0.05
-#: Genes that a dense block of the averages spans.
-BLOCK = 256
 
 
 class Layers(NamedTuple):
@@ -63,10 +62,10 @@ class Moments(NamedTuple):
         """The normalised counts of the g genes; made when asked for, since they take as much memory as the data."""
         return _own(self.counts, self.columns, self.normalized)
 
-    def second(self) -> tuple[np.ndarray, np.ndarray]:
-        """Return the averages of s² and of s·u, each (n_cells, g), float32."""
-        s, u = self.layers
-        return smoothed(self.mean, s.multiply(s)), smoothed(self.mean, s.multiply(u))
+    def second(self, genes: np.ndarray | slice = slice(None)) -> tuple[np.ndarray, np.ndarray]:
+        """Return the averages of s² and of s·u, each (n_cells, g), float32; of some of the g genes where given."""
+        s, u = _own(self.counts, self.columns[genes], self.normalized)
+        return neighbor_means(self.mean, s.multiply(s).tocsr()), neighbor_means(self.mean, s.multiply(u).tocsr())
 
 
 def layers_of(data: Inputs, most_unspliced: float = 0.5, sampled: bool = True) -> Layers:
@@ -120,7 +119,7 @@ def _layer(adata: Any, role: str, name: str, sampled: bool) -> sparse.csr_matrix
             "if it was normalised before, give the raw counts.",
             stacklevel=5,
         )
-    return matrix.astype(np.float32)
+    return matrix.astype(np.float32, copy=False)
 
 
 def _refuse_confused(layers: Layers, names: dict[str, str], most: float) -> None:
@@ -178,15 +177,6 @@ def size_medians(data: Inputs) -> np.ndarray:
     ])  # fmt: skip
 
 
-def smoothed(mean: sparse.csr_matrix, matrix: sparse.spmatrix) -> np.ndarray:
-    """Average a sparse matrix over neighbours, shape (n_cells, n_genes), float32, block by block of genes."""
-    columns = sparse.csc_matrix(matrix)
-    out = np.empty(columns.shape, np.float32)
-    for start in range(0, columns.shape[1], BLOCK):
-        out[:, start : start + BLOCK] = mean @ columns[:, start : start + BLOCK].toarray()
-    return out
-
-
 def moments_of(
     data: Inputs,
     *,
@@ -236,16 +226,17 @@ def moments_of(
     ones = sparse.csr_matrix((np.ones(edges.nnz, np.float32), edges.indices, edges.indptr), shape=edges.shape)
     mean = averaging(ones)
     neighbors = graph.distances.indices.reshape(data.n_cells, -1).astype(np.int32)
-    spliced, unspliced = (smoothed(mean, layer) for layer in _own(layers, genes, normalize))
+    spliced, unspliced = (neighbor_means(mean, _chosen(layer, genes, normalize)) for layer in layers)
     return Moments(genes, spliced, unspliced, layers, normalize, mean, graph, neighbors)
 
 
 def _own(layers: Layers, genes: np.ndarray, normalize: bool) -> Layers:
-    return Layers(*(
-        size_normalised(layer[:, genes], np.asarray(layer.sum(axis=1, dtype=np.float64)).ravel())
-        if normalize else layer[:, genes]
-        for layer in layers
-    ))  # fmt: skip
+    return Layers(*(_chosen(layer, genes, normalize) for layer in layers))
+
+
+def _chosen(layer: sparse.csr_matrix, genes: np.ndarray, normalize: bool) -> sparse.csr_matrix:
+    own = layer[:, genes]
+    return size_normalised(own, np.asarray(layer.sum(axis=1, dtype=np.float64)).ravel()) if normalize else own
 
 
 def _genes(data: Inputs, layers: Layers, n_top_genes: int | None, least: int) -> np.ndarray:

@@ -2,19 +2,18 @@
 
 from __future__ import annotations
 
-import warnings
-from itertools import pairwise
 from typing import NamedTuple
 
 import numpy as np
-import torch
 from scipy import sparse
-from scipy.sparse.linalg import ArpackError, LinearOperator, eigs, eigsh
+from scipy.sparse.linalg import LinearOperator, eigsh
 
-from tenfold.kernels.threads import in_threads
+from tenfold.kernels.graph_products import times, transposed_times
 
 #: Steepness of the exponential that turns cosines into transition probabilities.
 SHARPNESS = 10.0
+#: Steps of a walk to its ends, and the change of the distribution, in two steps, that is none.
+STEPS, SETTLED = 1000, 1e-8
 #: Eigenvalues above this belong to components that the walk does not leave, as float32 keeps them.
 STATIONARY = 0.9994
 
@@ -106,6 +105,10 @@ class TerminalStates(NamedTuple):
 def terminal_states(cosines: sparse.csr_matrix, near: sparse.csr_matrix) -> TerminalStates:
     """Find where the walk along the velocities ends, and where it ends when it is followed backwards.
 
+    Walkers start from every cell alike and take a thousand steps, or fewer where their distribution stops changing: it
+    is the stationary one that this start leads to, the only one where the walk has a single end, and each end with the
+    share of cells that lead to it where there are several. Walkers at a cell that no other follows stay there.
+
     Parameters
     ----------
     cosines
@@ -115,50 +118,40 @@ def terminal_states(cosines: sparse.csr_matrix, near: sparse.csr_matrix) -> Term
 
     Returns
     -------
-    Stationary distributions of the backward and forward walk, averaged over neighbours, highest cells at 1. They are
-    cut at the 98th percentile as in scVelo, which has no states where that is 0 or where the walk leaks out of the
-    graph; here there are some in these cases too.
+    Distributions of the backward and forward walk, averaged over neighbours, highest cells at 1. They are cut at the
+    2nd and 98th percentile as in scVelo, whose ends are these where there is one. Where there are more, scVelo adds up
+    the eigenvectors that a solver happens to return; where the walk leaks out of the graph, it has no states.
     """
-    found = [_stationary(transition_matrix(cosines, backward=way, stay=False)) for way in (True, False)]
-    return TerminalStates(*(_capped((near @ vectors).sum(axis=1)) for vectors in found))
+    values = np.exp(SHARPNESS * cosines.data, dtype=np.float32)
+    weights = sparse.csr_matrix((values, cosines.indices, cosines.indptr), shape=cosines.shape)
+    return TerminalStates(*(_reached(weights, near, backward) for backward in (True, False)))
 
 
-def _stationary(moves: sparse.csr_matrix, tolerance: float = 1e-3) -> np.ndarray:
-    """Left eigenvectors whose eigenvalue is one, absolute, cut at the 2nd and 98th percentile, highest entry 1.
+def _reached(weights: sparse.csr_matrix, near: sparse.csr_matrix, backward: bool) -> np.ndarray:
+    """Return how much each cell is an end of a walk by `weights`, shape (n_cells,), in [0, 1]."""
+    step, total = (times, transposed_times) if backward else (transposed_times, times)
+    n = weights.shape[0]
+    totals = total(weights, np.ones(n))
+    stuck = totals == 0
+    scale = 1 / np.where(stuck, 1, totals)
 
-    Where cells that are nobody's neighbour let the walk leak, no eigenvalue is one: then the leading one is taken.
-    """
-    n = moves.shape[0]
-    start = np.random.default_rng(0).random(n)
-    try:
-        values, vectors = eigs(_by_threads(moves.T.astype(np.float64)), k=min(10, n - 2), which="LR", v0=start)
-    except ArpackError as error:
-        warnings.warn(f"Terminal states were not found, since the eigenvectors did not converge: {error}", stacklevel=3)
-        return np.zeros((n, 0))
-    kept = np.abs(vectors.real[:, values.real >= min(1 - tolerance, values.real.max())])
-    low, high = np.percentile(kept, [2, 98], axis=0)
+    def moved(walkers: np.ndarray) -> np.ndarray:
+        return step(weights, walkers * scale) + np.where(stuck, walkers, 0)
+
+    before = np.full(n, 1 / n)
+    now = moved(before)
+    for _ in range(STEPS):
+        after = moved(now)
+        settled = np.abs(after - before).sum() < SETTLED
+        before, now = now, after
+        if settled:
+            break
+    found = (before + now) / 2  # some pairs of cells lead to each other only, and are taken in turn
+    # A cell that no other follows is an outlier between the others: its walkers stand for those around it.
+    found = np.where(stuck, 0, found) + near.T @ np.where(stuck, found, 0)
+    low, high = np.percentile(found, [2, 98])
     # Where fewer than 2 % of the cells hold the walk, nothing would be left of it.
-    kept = np.minimum(np.where(kept < low, 0, kept), np.where(high > 0, high, kept.max(axis=0, initial=0)))
-    return kept / np.maximum(kept.max(axis=0, initial=0), 1e-300)
-
-
-def _by_threads(matrix: sparse.spmatrix) -> LinearOperator:
-    """Return an operator whose products are shared among threads, rows by rows; to the last bit those of `matrix`."""
-    rows = sparse.csr_matrix(matrix)
-    limits = np.linspace(0, rows.shape[0], torch.get_num_threads() + 1).astype(int)
-    parts = [rows[first:last] for first, last in pairwise(limits)]
-
-    def product(x: np.ndarray) -> np.ndarray:
-        out = np.empty(rows.shape[0])
-
-        def fill(first: int, last: int) -> None:
-            for k in range(first, last):
-                out[limits[k] : limits[k + 1]] = parts[k] @ x
-
-        in_threads(fill, len(parts))
-        return out
-
-    return LinearOperator(rows.shape, matvec=product, dtype=rows.dtype)
+    return _capped(near @ np.minimum(np.where(found < low, 0, found), high if high > 0 else found.max()))
 
 
 def _capped(values: np.ndarray) -> np.ndarray:
@@ -190,23 +183,26 @@ def pseudotime(cosines: sparse.csr_matrix, states: TerminalStates, mean: sparse.
     Shape (n_cells,), float64, in [0, 1]. A cell that the graph does not reach has the mean of those around it, or of
     all.
     """
-    strength = abs(cosines).astype(np.float64)
-    values, vectors = diffusion(sparse.csr_matrix(strength + strength.T))
+    strength = sparse.csr_matrix((np.abs(cosines.data), cosines.indices, cosines.indptr), shape=cosines.shape)
+    either = LinearOperator(
+        cosines.shape, lambda x: times(strength, x) + transposed_times(strength, x), dtype=np.float64
+    )
+    values, vectors = diffusion(either)
     from_root = diffusion_distance(values, vectors, int((mean @ states.roots).argmax()))
     to_end = 1 - diffusion_distance(values, vectors, int((mean @ states.ends).argmax()))
     return _scaled((from_root + to_end) / 2)
 
 
-def diffusion(weights: sparse.csr_matrix, n_components: int = 10) -> tuple[np.ndarray, np.ndarray]:
-    """Leading eigenvalues and eigenvectors of the symmetric transitions, normalised for density."""
-    degree = np.asarray(weights.sum(axis=0)).ravel()
-    by_degree = sparse.diags_array(1 / np.where(degree > 0, degree, 1))
-    kernel = by_degree @ weights @ by_degree
-    root = np.sqrt(np.asarray(kernel.sum(axis=0)).ravel())
-    by_root = sparse.diags_array(1 / np.where(root > 0, root, 1))
+def diffusion(weights: sparse.csr_matrix | LinearOperator, n_components: int = 10) -> tuple[np.ndarray, np.ndarray]:
+    """Leading eigenvalues and eigenvectors of the transitions by symmetric `weights`, normalised for density."""
     n = weights.shape[0]
+    degree = weights @ np.ones(n)
+    by_degree = 1 / np.where(degree > 0, degree, 1)
+    root = np.sqrt(by_degree * (weights @ by_degree))
+    scale = by_degree / np.where(root > 0, root, 1)
+    kernel = LinearOperator((n, n), lambda x: scale * (weights @ (scale * x.ravel())), dtype=np.float64)
     start = np.random.default_rng(0).random(n)
-    values, vectors = eigsh(by_root @ kernel @ by_root, k=min(n - 1, n_components), which="LM", v0=start)
+    values, vectors = eigsh(kernel, k=min(n - 1, n_components), which="LM", v0=start)
     return values[::-1], vectors[:, ::-1]
 
 

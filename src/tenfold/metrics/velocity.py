@@ -5,9 +5,9 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 import numpy as np
-from scipy import sparse
 
 from tenfold.errors import DataError
+from tenfold.kernels.velocity_graph import coherence
 
 
 def neighbor_coherence(velocities: np.ndarray, neighbors: np.ndarray) -> np.ndarray:
@@ -31,12 +31,7 @@ def neighbor_coherence(velocities: np.ndarray, neighbors: np.ndarray) -> np.ndar
     ----------
     Bergen et al. (2020), doi 10.1038/s41587-020-0591-3.
     """
-    unit = _unit(np.asarray(velocities, dtype=np.float32) - np.mean(velocities, axis=1, keepdims=True))
-    n, k = neighbors.shape
-    around = sparse.csr_matrix(
-        (np.full(n * k, 1 / k, np.float32), neighbors.ravel(), np.arange(0, n * k + 1, k)), shape=(n, n)
-    )
-    return np.einsum("ij,ij->i", unit, around @ unit).astype(np.float32)
+    return coherence(velocities, neighbors)
 
 
 def cross_boundary_direction(

@@ -6,7 +6,7 @@ from tenfold.data.inputs import Inputs
 from tenfold.data.velocity import Moments
 from tenfold.method import MethodInfo, param
 from tenfold.velocity_models.base import Rates, VelocityMethod
-from tenfold.velocity_models.steady_state import by_blocks, steady_state
+from tenfold.velocity_models.steady_state import by_blocks, distance, steady_state
 
 
 class ScVeloDeterministic(VelocityMethod):
@@ -82,4 +82,4 @@ class ScVeloDeterministic(VelocityMethod):
         s, u = moments.spliced, moments.unspliced
         gamma, r2, _ = by_blocks(lambda s, u: steady_state(s, u, self.percentile), s, u)
         trusted = (r2 > self.min_r2) & (gamma > self.min_ratio)
-        return Rates(u - gamma.astype("float32") * s, trusted, {"gamma": gamma, "r2": r2})
+        return Rates(distance(s, u, gamma), trusted, {"gamma": gamma, "r2": r2})

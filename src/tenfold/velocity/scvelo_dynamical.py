@@ -8,7 +8,7 @@ import numpy as np
 
 from tenfold.data.inputs import Inputs
 from tenfold.data.velocity import Moments
-from tenfold.data.velocity_graph import TerminalStates, pseudotime
+from tenfold.data.velocity_graph import TerminalStates
 from tenfold.kernels.two_phase_genes import fit_genes
 from tenfold.method import MethodInfo, param
 from tenfold.velocity_models.base import Rates, VelocityMethod
@@ -106,7 +106,7 @@ class ScVeloDynamical(VelocityMethod):
         gamma = by_blocks(steady_state, s, u)[0]
         chosen = np.flatnonzero((r2 > self.min_r2) & (gamma > self.min_ratio))
         velocity = np.full(s.shape, np.nan, np.float32)
-        self.times_ = np.full(s.shape, np.nan, np.float32)
+        self._times, self._well = np.empty(s.shape[::-1], np.float32), 0  # memory is taken as rows are filled
         names = ("alpha", "beta", "gamma", "switch", "scaling", "likelihood", "loss")
         table = {name: np.full(len(r2), np.nan) for name in names}
         size = min(BLOCK, max(1, LARGEST // len(s)))
@@ -114,7 +114,8 @@ class ScVeloDynamical(VelocityMethod):
             own_u, own_s = u[:, genes], s[:, genes]
             found = fit_genes(own_u, own_s, moments.mean, profile=self.schedule == "profile")
             rates, times, velocity[:, genes] = followed(found, own_u, own_s, moments.mean)
-            self.times_[:, genes] = times.T
+            for own in times[(found.likelihood >= self.time_likelihood) & np.isfinite(times).all(axis=1)]:
+                self._times[self._well], self._well = own, self._well + 1
             for name, values in zip(table, (*rates.T, found.likelihood, found.loss), strict=True):
                 table[name][genes] = values
         scaling = table["scaling"]
@@ -127,7 +128,6 @@ class ScVeloDynamical(VelocityMethod):
         return Rates(velocity, trusted, {**table, "r2": r2})
 
     def _time(self, moments: Moments, states: TerminalStates) -> np.ndarray:
-        well = (self.table_["likelihood"] >= self.time_likelihood) & np.isfinite(self.times_).all(axis=0)
-        if not well.any():
-            return pseudotime(self.cosines_, states, moments.mean)
-        return latent_time(self.times_[:, well], states.roots, moments.mean)
+        times = self._times[: self._well]
+        del self._times  # as much memory as the velocities, and of no use afterwards
+        return latent_time(times, states.roots, moments.mean) if len(times) else super()._time(moments, states)

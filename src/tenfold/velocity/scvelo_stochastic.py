@@ -8,7 +8,10 @@ from tenfold.data.inputs import Inputs
 from tenfold.data.velocity import Moments
 from tenfold.method import MethodInfo, param
 from tenfold.velocity_models.base import Rates, VelocityMethod
-from tenfold.velocity_models.steady_state import by_blocks, generalised, steady_state
+from tenfold.velocity_models.steady_state import by_blocks, distance, generalised, steady_state
+
+#: Genes whose second moments exist at a time.
+SECOND = 256
 
 
 class ScVeloStochastic(VelocityMethod):
@@ -85,11 +88,13 @@ class ScVeloStochastic(VelocityMethod):
         gamma, r2, _ = by_blocks(lambda s, u: steady_state(s, u, self.percentile), s, u)
         trusted = (r2 > self.min_r2) & (gamma > self.min_ratio)
         fitted = np.flatnonzero(trusted) if trusted.any() else np.arange(len(trusted))
-        squares, products = (part[:, fitted] for part in moments.second())
-        own_s, own_u = s[:, fitted], u[:, fitted]
         ratio = gamma.copy()
-        ratio[fitted] = by_blocks(
-            lambda s, u, v, c: generalised(s, u, v, c, self.percentile),
-            own_s, own_u, 2 * squares - own_s, 2 * products + own_u,
-        )[0]  # fmt: skip
-        return Rates(u - ratio.astype(np.float32) * s, trusted, {"gamma": ratio, "qreg_ratio": gamma, "r2": r2})
+        for start in range(0, len(fitted), SECOND):
+            genes = fitted[start : start + SECOND]
+            own_s, own_u = s[:, genes], u[:, genes]
+            squares, products = moments.second(genes)
+            ratio[genes] = by_blocks(
+                lambda s, u, v, c: generalised(s, u, v, c, self.percentile),
+                own_s, own_u, 2 * squares - own_s, 2 * products + own_u,
+            )[0]  # fmt: skip
+        return Rates(distance(s, u, ratio), trusted, {"gamma": ratio, "qreg_ratio": gamma, "r2": r2})

@@ -177,8 +177,8 @@ class VeloAE(TrainedVelocity):
             self.regression_weight,
         )
 
-    def _space(self) -> tuple[np.ndarray, np.ndarray]:
-        return self.codes_, self.slopes_
+    def _space(self) -> tuple[np.ndarray, np.ndarray, None]:
+        return self.codes_, self.slopes_, None
 
     def latent(self) -> tuple[np.ndarray, np.ndarray]:
         """Return the spliced codes of the fitted cells and their velocities, each (n_cells, n_latent), float32."""

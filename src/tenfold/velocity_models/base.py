@@ -14,9 +14,8 @@ from tenfold.data import velocity_graph
 from tenfold.data.inputs import Inputs
 from tenfold.data.velocity import Moments, moments_of
 from tenfold.errors import DataError
-from tenfold.kernels.velocity_graph import neighbor_cosines
+from tenfold.kernels.velocity_graph import coherence, neighbor_cosines
 from tenfold.method import Method, param
-from tenfold.metrics.velocity import neighbor_coherence
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -82,7 +81,7 @@ class VelocityMethod(Method, VelocityModel):
             n_components=self.n_components, n_neighbors=self._pooled(data.n_cells), max_unspliced=self.max_unspliced,
             normalize=self.normalize, mutual=self._mutual,
         )  # fmt: skip
-        if not (np.isfinite(moments.spliced).all() and np.isfinite(moments.unspliced).all()):
+        if not np.isfinite([limit for x in (moments.spliced, moments.unspliced) for limit in (x.min(), x.max())]).all():
             raise DataError("Averages over neighbours are missing (NaN) or infinite; look for such entries in layers.")
         rates = self._rates(data, moments)
         self.genes_, self.columns_, self.n_genes_ = data.gene_names[moments.columns], moments.columns, data.n_genes
@@ -100,7 +99,8 @@ class VelocityMethod(Method, VelocityModel):
 
     def _trusted(self, rates: Rates) -> np.ndarray:
         """Return the genes to use; where the method trusts none, those with the highest R², with a warning."""
-        usable = np.isfinite(rates.velocity).all(axis=0) & (rates.velocity != 0).any(axis=0)
+        low, high = rates.velocity.min(axis=0), rates.velocity.max(axis=0)  # without masks of the size of all
+        usable = np.isfinite(low) & np.isfinite(high) & ((low != 0) | (high != 0))
         trusted = rates.trusted & usable
         if trusted.sum() < 2:
             r2 = np.where(usable, rates.table["r2"], -np.inf)
@@ -123,15 +123,18 @@ class VelocityMethod(Method, VelocityModel):
             )
         return trusted
 
-    def _space(self) -> tuple[np.ndarray, np.ndarray]:
-        """Return positions and velocities of the velocity graph; methods that have it elsewhere override this."""
-        return self.spliced_[:, self.trusted_], self.velocity_[:, self.trusted_]
+    def _space(self) -> tuple[np.ndarray, np.ndarray, np.ndarray | None]:
+        """Return positions and velocities of the velocity graph, and which columns count (None: all).
+
+        Methods that have the graph elsewhere override this.
+        """
+        return self.spliced_, self.velocity_, self.trusted_
 
     def _follow(self, moments: Moments, time: np.ndarray | None) -> None:
         """Compute what follows from the velocities: graph, confidence, beginnings, ends, time."""
-        positions, own = self._space()
-        self.confidence_ = np.maximum(neighbor_coherence(own, self.neighbors_), 0)
-        self.cosines_ = neighbor_cosines(positions, own, self.neighbors_, root=self._root)
+        positions, own, genes = self._space()
+        self.confidence_ = np.maximum(coherence(own, self.neighbors_, genes), 0)
+        self.cosines_ = neighbor_cosines(positions, own, self.neighbors_, root=self._root, genes=genes)
         n, k = self.neighbors_.shape
         near = sparse.csr_matrix(
             (np.full(n * k, 1 / (k + 1)), self.neighbors_.ravel(), np.arange(0, n * k + 1, k)), shape=(n, n)

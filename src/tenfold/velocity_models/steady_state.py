@@ -2,23 +2,28 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 
 import numpy as np
 
-#: Genes that are handled at once, which bounds the memory of float64 copies.
-BLOCK = 256
+from tenfold.kernels.threads import in_threads
 
-
-def gene_blocks(n_genes: int) -> Iterator[slice]:
-    """Yield slices that cover the genes."""
-    for start in range(0, n_genes, BLOCK):
-        yield slice(start, min(start + BLOCK, n_genes))
+#: Genes, and numbers (cells × genes), that a thread handles at once, which bounds the memory of float64 copies.
+BLOCK, LARGEST = 256, 2_000_000
 
 
 def by_blocks(work: Callable[..., tuple[np.ndarray, ...]], *matrices: np.ndarray) -> tuple[np.ndarray, ...]:
-    """Apply `work` to blocks of genes in float64 and join what it returns for each gene."""
-    parts = [work(*(m[:, block].astype(np.float64) for m in matrices)) for block in gene_blocks(matrices[0].shape[1])]
+    """Apply `work` to blocks of genes in float64, dealt to threads, and join what it returns for each gene."""
+    n_cells, n_genes = matrices[0].shape
+    size = min(BLOCK, max(1, LARGEST // n_cells))
+    blocks = [slice(start, start + size) for start in range(0, n_genes, size)]
+    parts: list[tuple[np.ndarray, ...]] = [()] * len(blocks)
+
+    def several(first: int, last: int) -> None:
+        for k in range(first, last):
+            parts[k] = work(*(matrix[:, blocks[k]].astype(np.float64) for matrix in matrices))
+
+    in_threads(several, len(blocks))
     return tuple(np.concatenate(part) for part in zip(*parts, strict=True))
 
 
@@ -63,6 +68,13 @@ def steady_state(s: np.ndarray, u: np.ndarray, percentile: float = 95.0) -> tupl
     gamma = ratio((top * s * u).sum(axis=0), (top * s * s).sum(axis=0))
     residual = u - gamma * s
     return gamma, r_squared(residual, u), residual.std(axis=0)
+
+
+def distance(s: np.ndarray, u: np.ndarray, gamma: np.ndarray) -> np.ndarray:
+    """Return u - gamma s, (n_cells, n_genes), float32, in a single array of that size."""
+    out = s * -gamma.astype(np.float32)
+    out += u
+    return out
 
 
 def all_cells(s: np.ndarray, u: np.ndarray) -> tuple[np.ndarray, ...]:

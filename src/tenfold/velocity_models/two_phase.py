@@ -9,8 +9,9 @@ from tenfold.data.kinetics import two_phases
 from tenfold.kernels.threads import in_threads
 from tenfold.kernels.two_phase_genes import TwoPhaseFits
 
-#: Cells whose times are turned at a time.
-ROWS = 4096
+#: Cells whose times are ranked at a time, and numbers (cells × genes) that a thread follows up at once: they bound the
+#: memory, and what is at work fits into caches.
+ROWS, PIECE = 4096, 500_000
 #: Time that every gene's course is stretched to before genes are compared.
 T_MAX = 20.0
 
@@ -104,17 +105,20 @@ def followed(
     """
     rates, times = np.empty_like(fits.rates), np.empty_like(fits.t)
     velocity = np.empty(spliced.shape, np.float32)
+    size = max(1, PIECE // len(spliced))
 
     def follow(first: int, last: int) -> None:
-        own = slice(first, last)
-        part, times[own] = aligned(TwoPhaseFits(*(values[own] for values in fits)), mean)
-        rates[own], velocity[:, own] = part.rates, two_phase_velocity(part, unspliced[:, own], spliced[:, own], mean)
+        for start in range(first, last, size):
+            own = slice(start, min(start + size, last))
+            part, times[own] = aligned(TwoPhaseFits(*(values[own] for values in fits)), mean)
+            rates[own] = part.rates
+            velocity[:, own] = two_phase_velocity(part, unspliced[:, own], spliced[:, own], mean)
 
     in_threads(follow, len(rates))
     return rates, times, velocity
 
 
-def latent_time(times: np.ndarray, roots: np.ndarray, mean: sparse.csr_matrix) -> np.ndarray:
+def latent_time(t: np.ndarray, roots: np.ndarray, mean: sparse.csr_matrix) -> np.ndarray:
     """Join the times of genes into one for each cell.
 
     Genes' times are turned so that a root cell comes first; for each of up to four roots the two percentiles over
@@ -123,8 +127,8 @@ def latent_time(times: np.ndarray, roots: np.ndarray, mean: sparse.csr_matrix) -
 
     Parameters
     ----------
-    times
-        Of well fitted genes, shape (n_cells, g).
+    t
+        Times of well fitted genes, shape (g, n_cells), float32. They are turned in place, being most of the memory.
     roots
         How much each cell is a beginning, shape (n_cells,), highest 1.
     mean
@@ -134,10 +138,9 @@ def latent_time(times: np.ndarray, roots: np.ndarray, mean: sparse.csr_matrix) -
     -------
     Shape (n_cells,), float64, from 0 to 1.
     """
-    t = np.array(times, dtype=np.float32)  # turned in place: the times are most of the memory
-    order = np.argsort(t.sum(axis=1, dtype=np.float64))
+    order = np.argsort(t.sum(axis=0, dtype=np.float64))
     chosen = order[roots[order] > 1 - 1e-3]
-    shared = np.zeros(len(t))
+    shared = np.zeros(t.shape[1])
     cells = (chosen if len(chosen) else order)[:4]
     for cell in cells:
         _turn(t, cell)
@@ -151,25 +154,31 @@ def latent_time(times: np.ndarray, roots: np.ndarray, mean: sparse.csr_matrix) -
 
 def _turn(t: np.ndarray, root: int) -> None:
     """Turn each gene's time so that the root cell is at 0 and earlier cells come after the last."""
-    start = t[root].copy()
-    longest = np.max([(part - start).max(axis=0) for part in _blocks(t)], axis=0)
-    for part in _blocks(t):
-        after = part - start
-        part[:] = np.where(after >= 0, after, part + longest)
+
+    def turn(first: int, last: int) -> None:
+        for own in t[first:last]:
+            after = own - own[root]
+            own[:] = np.where(after >= 0, after, own + after.max())
+
+    in_threads(turn, len(t))
     t -= t.min()
 
 
 def _shared(t: np.ndarray) -> np.ndarray:
-    levels = np.hstack([np.percentile(part, [15, 20, 25, 30, 35], axis=1) for part in _blocks(t)]).astype(np.float64)
+    """Return the sum of those two percentiles over genes that are spread most evenly over cells."""
+    levels = np.empty((5, t.shape[1]))
+
+    def rank(first: int, last: int) -> None:
+        for start in range(first, last, ROWS):
+            own = slice(start, min(start + ROWS, last))
+            levels[:, own] = np.percentile(np.ascontiguousarray(t[:, own].T), [15, 20, 25, 30, 35], axis=1)
+
+    in_threads(rank, t.shape[1])
     top = levels.max(axis=1, keepdims=True)
     levels = levels / np.where(top == 0, 1, top)
     uneven = ((np.sort(levels, axis=1) - np.linspace(0, 1, levels.shape[1])) ** 2).sum(axis=1)
     joined = levels[np.argsort(uneven)[:2]].sum(axis=0)
     return joined / (joined.max() or 1.0)
-
-
-def _blocks(t: np.ndarray) -> list[np.ndarray]:
-    return [t[first : first + ROWS] for first in range(0, len(t), ROWS)]
 
 
 def _scaled(values: np.ndarray) -> np.ndarray:
