@@ -32,6 +32,13 @@ def memory_kept() -> Iterator[None]:
         yield
     finally:
         _set(library, *_OTHERWISE)
+        release()
+
+
+def release() -> None:
+    """Give freed memory back to the system, between steps whose results are large; does nothing without glibc."""
+    library = _glibc()
+    if library is not None:
         library.malloc_trim(0)
 
 

@@ -14,6 +14,7 @@ from tenfold.data import velocity_graph
 from tenfold.data.inputs import Inputs
 from tenfold.data.velocity import Moments, moments_of
 from tenfold.errors import DataError
+from tenfold.kernels.memory import release
 from tenfold.kernels.velocity_graph import coherence, neighbor_cosines
 from tenfold.method import Method, param
 
@@ -21,6 +22,7 @@ if TYPE_CHECKING:
     import pandas as pd
     from anndata import AnnData
 
+_CELLS = 4096  # copied at a time
 #: Genes with a trusted velocity below which a warning is due.
 FEW_GENES = 10
 
@@ -84,6 +86,7 @@ class VelocityMethod(Method, VelocityModel):
         if not np.isfinite([limit for x in (moments.spliced, moments.unspliced) for limit in (x.min(), x.max())]).all():
             raise DataError("Averages over neighbours are missing (NaN) or infinite; look for such entries in layers.")
         rates = self._rates(data, moments)
+        release()
         self.genes_, self.columns_, self.n_genes_ = data.gene_names[moments.columns], moments.columns, data.n_genes
         self.spliced_, self.unspliced_ = moments.spliced, moments.unspliced
         self.velocity_ = np.asarray(rates.velocity, dtype=np.float32)
@@ -92,6 +95,7 @@ class VelocityMethod(Method, VelocityModel):
         self.neighbors_ = moments.neighbors
         self.distances_, self.connectivities_ = moments.graph
         self._follow(moments, rates.time)
+        release()
 
     def _time(self, moments: Moments, states: velocity_graph.TerminalStates) -> np.ndarray:
         """Return how far along each cell is; methods with a time of their own override this."""
@@ -154,7 +158,10 @@ class VelocityMethod(Method, VelocityModel):
         """
         self._check_fitted()
         out = np.full((len(self.velocity_), self.n_genes_), np.nan, np.float32)
-        out[:, self.columns_[self.trusted_]] = self.velocity_[:, self.trusted_]
+        columns = self.columns_[self.trusted_]
+        for start in range(0, len(out), _CELLS):  # a copy of some cells at a time, not of all
+            rows = slice(start, start + _CELLS)
+            out[rows, columns] = self.velocity_[rows, self.trusted_]
         return out
 
     def time(self) -> np.ndarray:

@@ -11,7 +11,7 @@ from tenfold.kernels.two_phase_genes import TwoPhaseFits
 
 #: Cells whose times are ranked at a time, and numbers (cells × genes) that a thread follows up at once: they bound the
 #: memory, and what is at work fits into caches.
-ROWS, PIECE = 4096, 500_000
+ROWS, PIECE = 512, 500_000
 #: Time that every gene's course is stretched to before genes are compared.
 T_MAX = 20.0
 
