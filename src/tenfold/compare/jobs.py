@@ -66,10 +66,11 @@ class Runner:
             Called with each stage that the run announces.
         """
         if self._server is None or self._server.poll() is not None:
-            self._server = subprocess.Popen(
-                [sys.executable, "-m", "tenfold.compare.worker"], stdin=subprocess.PIPE, stdout=subprocess.PIPE,
-                text=True,
-            )  # fmt: skip
+            with log.open("wb") as errors:
+                self._server = subprocess.Popen(
+                    [sys.executable, "-m", "tenfold.compare.worker"], stdin=subprocess.PIPE, stdout=subprocess.PIPE,
+                    stderr=errors, text=True,
+                )  # fmt: skip
         run = _Run(self._server, on_stage)
         log.touch()
         try:

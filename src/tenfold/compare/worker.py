@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import json
 import os
+import signal
 import subprocess
 import sys
 import threading
@@ -146,6 +147,7 @@ def serve() -> None:
     What is told on standard output: ``pid: NUMBER``, the stages of the run, and ``ended: CODE``.
     """
     client = os.getppid()
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # the client hears of Ctrl-C, too, and ends the run
     for line in sys.stdin:
         job, log = json.loads(line)
         start = _fork if sys.platform == "linux" else _spawn  # elsewhere, libraries do not survive a fork
@@ -165,6 +167,7 @@ def _fork(job: str, log: str) -> tuple[int, Callable[[], int | None]]:
         traceback.print_exc()
     server, pid = os.getpid(), os.fork()
     if pid == 0:
+        signal.signal(signal.SIGINT, signal.default_int_handler)
         os.dup2(os.open(os.devnull, os.O_RDONLY), 0)
         os.dup2(os.open(log, os.O_WRONLY | os.O_CREAT | os.O_TRUNC), 2)
         code = 1
