@@ -19,7 +19,7 @@ from tenfold.velocity.scvelo_stochastic import ScVeloStochastic
 
 @pytest.fixture(scope="module")
 def branching():
-    # With seed 0 an outlier between both ends holds the walk, and time begins in the middle: one of some 90 simulations.
+    # With seed 0 an outlier between both ends holds the walk, and time begins in the middle: one in some 90 seeds.
     return tf.data.simulate_branching(n_cells=300, n_genes=120, seed=1)
 
 
