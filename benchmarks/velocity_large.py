@@ -64,9 +64,9 @@ def run(code: str, *arguments: str) -> str:
 
 
 def main() -> None:
-    path = ROOT / "evidence" / "results" / "benchmark_velocity_large.json"
+    stored = ROOT / "evidence" / "results" / "benchmark_velocity_large.json"
     names = sys.argv[1:] or METHODS
-    records = [row for row in json.loads(path.read_text()) if row["method"] not in names] if path.exists() else []
+    records = [row for row in json.loads(stored.read_text()) if row["method"] not in names] if stored.exists() else []
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / "cells.h5ad"
         run(SIMULATE, str(path), str(N_CELLS), str(N_GENES), str(DEPTH))

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import io
 import json
 import os
 import signal
+import sys
 import threading
 import time
+from dataclasses import asdict
 
 import numpy as np
 import pandas as pd
@@ -16,6 +19,7 @@ import pytest
 import tenfold as tf
 from tenfold import report
 from tenfold.compare import session
+from tenfold.compare.worker import Job, serve
 from tenfold.errors import DataError, FileFormatError, KeyMissingError, ParameterError, RoleError
 from tenfold.integrate._ranking import LEFT_OUT
 from tenfold.integrate._task import TASK
@@ -153,6 +157,22 @@ def test_a_killed_run_is_a_row_and_resume_repeats_it(tmp_path):
     assert sorted(run["status"] for run in result.runs) == ["ok", "out of memory"]
     result = tf.compare("integrate", two_batches(), resume=True, **options)
     assert [run["status"] for run in result.runs] == ["ok", "ok"]
+
+
+def test_where_processes_cannot_be_forked_each_run_starts_anew(tmp_path, monkeypatch, capfd):
+    result, log = tmp_path / "pca-0.json", tmp_path / "log"
+    job = Job("integrate", "pca", 0, {}, ROLES, str(tmp_path / "absent.h5ad"), "", str(result), "", False)
+    (tmp_path / "job").write_text(json.dumps(asdict(job)))
+    monkeypatch.setattr(sys, "platform", "darwin")
+    monkeypatch.setattr(sys, "stdin", io.StringIO(json.dumps([str(tmp_path / "job"), str(log)]) + "\n"))
+    before = signal.getsignal(signal.SIGINT)
+    try:
+        serve()
+    finally:
+        signal.signal(signal.SIGINT, before)
+    told = capfd.readouterr().out
+    assert "pid: " in told and f"pid: {os.getpid()}" not in told and told.strip().endswith("ended: 0")
+    assert json.loads(result.read_text())["status"] == "error"  # there are no data
 
 
 def test_interrupt_keeps_finished_runs_and_leaves_no_process(tmp_path):

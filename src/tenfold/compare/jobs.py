@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import signal
 import subprocess
 import sys
 import threading
@@ -15,6 +14,7 @@ from pathlib import Path
 import psutil
 
 _POLL_SECONDS = 0.1
+_KILLED = -9  # code of a process that was killed; Windows has no name for the signal
 
 
 @dataclass(frozen=True)
@@ -45,7 +45,8 @@ class Runner:
     def __exit__(self, *error: object) -> None:
         if self._server is not None:
             end(self._server.pid)
-            self._server.wait()
+            with self._server:  # waits for it, and closes its pipes
+                pass
 
     def run(
         self, job: Path, log: Path, *, timeout: float | None, memory_mb: float | None, on_stage: Callable[[str], None]
@@ -121,7 +122,7 @@ class _Run:
                 self.code = int(told)
                 return
         self._server.wait()
-        self.code = -signal.SIGKILL
+        self.code = _KILLED
         self._started.set()
 
 
@@ -138,7 +139,7 @@ def _watch(run: _Run, job: Path, timeout: float | None, memory_mb: float) -> Out
         time.sleep(_POLL_SECONDS)
     if run.code == 0:
         return Outcome("ok")
-    if run.code == -signal.SIGKILL:
+    if run.code == _KILLED:
         return Outcome("out of memory", "Killed by the system, most likely because the machine ran out of memory.")
     return Outcome("crash", f"The process ended with code {run.code}.")
 

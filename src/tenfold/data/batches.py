@@ -1,4 +1,4 @@
-"""What is odd about batches, in words: genes that one of them lacks, batches too small to say anything, or labels."""
+"""What is odd about batches, in words: too few cells, absent genes, labels that follow from them."""
 
 from __future__ import annotations
 

@@ -107,7 +107,8 @@ def terminal_states(cosines: sparse.csr_matrix, near: sparse.csr_matrix) -> Term
 
     Walkers start from every cell alike and take a thousand steps, or fewer where their distribution stops changing: it
     is the stationary one that this start leads to, the only one where the walk has a single end, and each end with the
-    share of cells that lead to it where there are several. Walkers at a cell that no other follows stay there.
+    share of cells that lead to it where there are several. Walkers at a cell that no other follows stay there, and
+    count for those around it; such an outlier between both ends of few cells can hold most of them.
 
     Parameters
     ----------
